@@ -1,0 +1,53 @@
+"""durableq: the queue to swap in for `multiprocessing.Queue` when losing work is not acceptable."""
+
+from durableq._delivery import Delivery
+from durableq._dropin import JoinableQueue, Queue, SimpleQueue
+from durableq._owner import Owner
+from durableq._queue import DurableQueue
+from durableq._store import Stats
+from durableq.errors import (
+    ClosedError,
+    DamagedError,
+    DecodeError,
+    DurableQError,
+    Empty,
+    Full,
+    InsecureSpoolError,
+    NetworkFilesystemError,
+    NewerFormatError,
+    NotASpoolError,
+    OptionMismatchError,
+    PoisonedError,
+    ShutDown,
+    SpoolReplacedError,
+    StaleDeliveryError,
+    TooManyOwnersError,
+)
+
+__all__ = [
+    "ClosedError",
+    "DamagedError",
+    "DecodeError",
+    "Delivery",
+    "DurableQError",
+    "DurableQueue",
+    "Empty",
+    "Full",
+    "InsecureSpoolError",
+    "JoinableQueue",
+    "NetworkFilesystemError",
+    "NewerFormatError",
+    "NotASpoolError",
+    "OptionMismatchError",
+    "Owner",
+    "PoisonedError",
+    "Queue",
+    "ShutDown",
+    "SimpleQueue",
+    "SpoolReplacedError",
+    "StaleDeliveryError",
+    "Stats",
+    "TooManyOwnersError",
+]
+
+__version__ = "0.1.0"

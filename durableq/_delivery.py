@@ -1,0 +1,74 @@
+"""One lent item in the hands of whoever reserved it."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any
+
+from durableq._head import Taken
+from durableq._store import Store
+from durableq.errors import StaleDeliveryError
+
+
+class Delivery:
+    """An item taken with `reserve`, to be settled once: `ack`, `nack` or `reject`.
+
+    As a context manager it acks when the block ends and nacks when it ends by an exception, unless it was settled in
+    the block. If its process dies, or its lease runs out and somebody else takes the item, it is stale: settling it then
+    raises StaleDeliveryError and changes nothing. Settle it in the process that reserved it, in any thread.
+    """
+
+    __slots__ = ("_count", "_index", "_position", "_settled", "_store", "deliveries", "enqueued_at", "item")
+
+    def __init__(self, store: Store, taken: Taken, item: Any) -> None:
+        self._store = store
+        self._position, self._index, self._count = taken[:3]
+        self._settled = False
+        self.item: Any = item
+        """What was put."""
+        self.deliveries: int = taken[2] & 0x7FFF
+        """How often the item was delivered, this time included."""
+        self.enqueued_at: float = taken[4] / 1e6
+        """Unix time of the put."""
+
+    def ack(self) -> None:
+        """The item is done."""
+        self._settle(self._store.ack(self._position, self._index, self._count), "ack")
+
+    def nack(self, delay: float = 0) -> None:
+        """Give the item back, to be delivered again before all that waits, or after `delay` seconds."""
+        if delay < 0:
+            raise ValueError("'delay' must be a non-negative number")
+        self._settle(self._store.nack(self._position, self._index, self._count, delay), "nack")
+
+    def reject(self) -> None:
+        """Put the item with the dead letters."""
+        self._settle(self._store.reject(self._position, self._index, self._count), "reject")
+
+    def extend(self, seconds: float) -> None:
+        """Keep the item for `seconds` from now, whatever the queue's lease says."""
+        if self._settled or not self._store.extend(self._position, self._index, self._count, seconds):
+            self._raise_stale("extend")
+
+    def _settle(self, changed: bool, what: str) -> None:
+        if self._settled or not changed:
+            self._raise_stale(what)
+        self._settled = True
+
+    def _raise_stale(self, what: str) -> None:
+        why = "it was settled before" if self._settled else "the item has gone to somebody else"
+        raise StaleDeliveryError(f"{self._store.path}: {what}() came too late, {why}; nothing was changed")
+
+    def __enter__(self) -> Delivery:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
+        if not self._settled:
+            if kind is None:
+                self.ack()
+            else:
+                self.nack()
+
+    def __repr__(self) -> str:
+        state = "settled" if self._settled else "lent"
+        return f"<Delivery {self.item!r} {state}, delivery {self.deliveries}>"

@@ -1,0 +1,325 @@
+"""One handle's hold on a queue: opening, closing, forking, and stepping into the locks with fresh eyes.
+
+`TailEnd`, `HeadEnd` and `Store` build on this. What every path under a lock relies on:
+
+    after `_see_tail` / `_see_head`   the cached base (and, at the head, the ledger's mapping) is that of the epoch in
+                                      force, and nothing that a dead process left half done is left
+    H_BUSY                            is 1 while the head's words are being changed, so that the next one can tell
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing.util import Finalize
+
+from durableq import _os
+from durableq._checkpoint import mark_head, mark_tail
+from durableq._commit import Committer
+from durableq._leases import Ledger, owner_code
+from durableq._locks import HotLock, cold_lock
+from durableq._owner import Owners
+from durableq._reclaim import Reclaimer
+from durableq._recovery import rebuild
+from durableq._spool import Options, Spool
+from durableq._state import (
+    BASE,
+    EPOCH,
+    GET_WAITERS,
+    H_BUSY,
+    OWNER_LENT,
+    SHUTDOWN,
+    Control,
+    belongs,
+    create,
+    identity,
+    owner_word,
+)
+from durableq._wakeup import EVERYBODY, GET, JOIN, PUT, RECHECK, Wakeup
+from durableq.errors import ClosedError, DamagedError, DurableQError, PoisonedError
+
+_USERS_BYTE = 1 << 62
+"""Every handle holds a shared lock on this byte of the spool: who finds the control file missing learns whether others
+still work with the deleted one."""
+
+_open_handles: weakref.WeakValueDictionary[int, Handle] = weakref.WeakValueDictionary()
+
+
+class Handle:
+    """The open files of one handle, its locks, and its place among the owners."""
+
+    def __init__(self, path: str, options: Options, *, sync: float | None, mode: int, create: bool, runs_code: bool) -> None:
+        self.path = path
+        self._wanted = options
+        self._sync = sync
+        self._mode = mode
+        self._runs_code = runs_code
+        self._barred: DurableQError | None = None
+        self._own_code = 0
+        self._forked = False
+        self._reopening = threading.Lock()
+        self._open(create)
+        _open_handles[id(self)] = self
+
+    # -- opening and closing -------------------------------------------------------------------------------------------
+
+    def _open(self, create_file: bool) -> None:
+        with cold_lock(self.path):
+            self._spool = spool = Spool.open(self.path, self._wanted, self._mode, create=create_file, runs_code=self._runs_code)
+            control_fd = -1
+            try:
+                control_fd = self._open_control()
+                # Mapped through a descriptor of its own: see `_owner` on what keeps a lock alive.
+                mapped_fd = os.open(f"/proc/self/fd/{control_fd}", os.O_RDWR | os.O_CLOEXEC)
+                try:
+                    self._control = control = Control(mapped_fd)
+                    self._mapped_fd = mapped_fd
+                    self._words = control.words
+                    self._ledger = Ledger(control, mapped_fd)
+                    if not control.words[EPOCH]:
+                        self._recover()
+                    self._join_owners(control_fd)
+                except BaseException:
+                    os.close(mapped_fd)
+                    raise
+            except BaseException:
+                spool.close()
+                if control_fd >= 0:
+                    os.close(control_fd)
+                raise
+
+    def _open_control(self) -> int:
+        """The control file's descriptor, for locks only; a fresh empty file if what is there cannot be used."""
+        spool = self._spool
+        path = f"{self.path}-shm"
+        expected = identity(spool.fd, spool.salt)
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except OSError:
+            fd = -1
+        if fd >= 0 and not belongs(fd, expected):
+            os.close(fd)
+            fd = -1
+        if fd < 0:
+            if not _os.try_lock_byte(spool.fd, _USERS_BYTE):
+                raise DamagedError(
+                    f"{path}: was deleted or overwritten while processes use the queue; "
+                    f"stop them (`fuser {self.path}`), then open it again: nothing is lost"
+                )
+            try:
+                fd = create(path, self._mode)
+                _os.pwrite_all(fd, expected, 0)
+            except OSError as exc:
+                if fd >= 0:
+                    os.close(fd)
+                raise spool.disk_error(exc, f"cannot create {path}") from exc
+        if not _os.try_lock_byte(spool.fd, _USERS_BYTE, exclusive=False):
+            os.close(fd)
+            raise DamagedError(f"{self.path}: is being repaired; try again when that has ended")
+        return fd
+
+    def _recover(self) -> None:
+        try:
+            Ledger.create(self._mapped_fd, self._words)
+            self._ledger.attach()
+            rebuild(self._spool, self._control, self._ledger, os.fstat(self._spool.fd).st_size)
+        except OSError as exc:
+            raise self._spool.disk_error(exc, "cannot recover the queue") from exc
+
+    def _join_owners(self, control_fd: int) -> None:
+        words = self._words
+        self._tail = HotLock(self._spool.fd)
+        self._head = HotLock(control_fd)
+        self._wakeup = Wakeup(self._control)
+        self._owners = Owners(self._control, control_fd, self.path)
+        self._reclaimer = Reclaimer(self._spool, self._control, self._ledger, self._tail)
+        self._committer = Committer(self._spool.fd, self._control, self._sync, self._poison)
+        self._tail_epoch = self._head_epoch = 0
+        self._base = self._head_base = 0
+        self._salt = self._spool.salt
+        self._buffer = b""
+        self._buffer_at = 0
+        self._tail_seen = 0
+        self._look_at = 0.0
+        with self._head.held():
+            self._see_head()
+            self._owners.claim(self._ledger)
+            if words[SHUTDOWN] and self._owners.alone():
+                words[SHUTDOWN] = 0
+        self._own_code = owner_code(self._owners.slot)
+        self._lent_word = owner_word(self._owners.slot) + OWNER_LENT
+        _os.advise_stream(self._spool.fd)
+        _close_at_exit()
+
+    def close(self) -> None:
+        """Give back what this handle holds, make what it wrote durable, leave. A second call does nothing."""
+        if self._forked:
+            self._barred = self._barred or ClosedError(f"{self.path}: the queue is closed")
+            return
+        with self._tail.mutex, self._head.mutex:
+            if isinstance(self._barred, ClosedError):
+                return
+            poisoned = self._barred is not None
+            self._barred = ClosedError(f"{self.path}: the queue is closed; open it again to go on")
+        self._wake_everybody()
+        self._committer.close()
+        with cold_lock(self.path):
+            with self._tail.held(), self._head.held():
+                self._see_tail()
+                self._see_head()
+                self._owners.release(self._ledger)
+                if self._owners.alone():
+                    self._words[SHUTDOWN] = 0
+                    if not poisoned:
+                        mark_tail(self._spool, self._control)
+                        mark_head(self._spool, self._control, reach=0)
+            self._wake_everybody()
+            try:
+                if self._sync is not None and not poisoned:
+                    _os.fdatasync(self._spool.fd)
+            finally:
+                self._let_go()
+
+    def __del__(self) -> None:
+        if self.__dict__.get("_own_code"):
+            self.close()
+
+    def _let_go(self) -> None:
+        with self._tail.mutex, self._head.mutex:
+            self._ledger.detach()
+            os.close(self._mapped_fd)
+            os.close(self._head.fd)
+            self._spool.close()
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return isinstance(self._barred, ClosedError)
+
+    def _bar(self, error: DurableQError) -> None:
+        self._barred = self._barred or error
+
+    def _poison(self, exc: OSError) -> None:
+        self._bar(
+            PoisonedError(
+                exc.errno,
+                f"a sync failed ({os.strerror(exc.errno or 0)}), so what this handle wrote may not be on the disk; "
+                f"close it and open the queue again",
+                self.path,
+            )
+        )
+
+    def _check(self) -> None:
+        """Raise what bars this handle from working: closed or poisoned. Reopen what a fork has left unusable."""
+        if self._barred is not None:
+            raise type(self._barred)(*self._barred.args)
+        if self._forked:
+            with self._reopening:
+                if self._forked:
+                    self._open(False)
+                    self._forked = False
+
+    def _look_around(self) -> bool:
+        """Now and then: is the path still ours, did a holder of lent items die? Whether something was returned."""
+        self._look_at = time.monotonic() + RECHECK
+        self._spool.check_replaced()
+        if not self._owners.someone_died():
+            return False
+        with self._entered():
+            returned = self._owners.reap(self._ledger)
+        if returned and self._words[GET_WAITERS]:
+            self._wakeup.wake(GET, returned)
+        return returned > 0
+
+    # -- fork ----------------------------------------------------------------------------------------------------------
+
+    def _after_fork(self) -> None:
+        """In the child: leave everything that belongs to the parent, at once.
+
+        The descriptors share the parent's open file descriptions: they exclude nobody from anybody, and as long as they
+        are open here, the parent's death would not free its locks.
+        """
+        if self._barred is None and not self._forked:
+            for fd in (self._spool.fd, self._head.fd, self._mapped_fd):
+                os.close(fd)
+            self._spool.fd = -1
+        self._reopening = threading.Lock()  # another thread of the parent may have held it
+        self._forked = True
+
+    # -- stepping in ---------------------------------------------------------------------------------------------------
+
+    def _see_tail(self) -> None:
+        """Under the tail lock: catch up with the epoch."""
+        if self._words[EPOCH] & 1:
+            with self._head.held():
+                if self._words[EPOCH] & 1:
+                    self._reclaimer.settle()
+        self._tail_epoch = self._words[EPOCH]
+        self._base = self._words[BASE]
+
+    def _see_head(self) -> None:
+        """Under the head lock: catch up with the epoch, and end what a dead process left half done."""
+        words = self._words
+        while words[EPOCH] & 1:
+            with self._tail.tried() as held:
+                if held:
+                    self._reclaimer.settle()
+                    continue
+            # A producer has the tail; it may want the head to settle this itself. Let it.
+            _os.flock(self._head.fd, _os.LOCK_UN)
+            time.sleep(0.001)
+            _os.flock(self._head.fd, _os.LOCK_EX)
+        self._ledger.attach()
+        if words[H_BUSY]:
+            self._ledger.recount(self._control.head()[0])
+            self._owners.count_waiters()
+            words[EPOCH] += 2
+            words[H_BUSY] = 0
+        self._head_epoch = words[EPOCH]
+        self._head_base = words[BASE]
+
+    @contextmanager
+    def _entered(self) -> Iterator[None]:
+        """The head lock, stepped in and busy, for paths that are not hot."""
+        with self._head.held():
+            self._see_head()
+            self._words[H_BUSY] = 1
+            yield
+            self._words[H_BUSY] = 0  # not in a `finally`: after an exception the next one counts anew
+
+    def _wake_everybody(self) -> None:
+        for condition in (GET, PUT, JOIN):
+            if self._words[condition[0]]:
+                self._wakeup.wake(condition, EVERYBODY)
+
+
+_exit_registered_by = 0
+
+
+def _close_at_exit() -> None:
+    """Close what is still open when this process ends in order, so that what it wrote gets its sync.
+
+    Through multiprocessing's finalizers: its children leave by `os._exit`, where `atexit` does not run, and forget at
+    their start what was registered before the fork.
+    """
+    global _exit_registered_by
+    if _exit_registered_by != os.getpid():
+        _exit_registered_by = os.getpid()
+        Finalize(None, _close_all, exitpriority=10)
+
+
+def _close_all() -> None:
+    for handle in list(_open_handles.values()):
+        handle.close()
+
+
+def _after_fork_in_child() -> None:
+    for handle in list(_open_handles.values()):
+        handle._after_fork()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -1,0 +1,508 @@
+"""The consumers' end: taking the oldest items, settling what was taken. See `_store` for the invariants."""
+
+from __future__ import annotations
+
+import os
+import time
+from time import monotonic
+
+from durableq import _os
+from durableq._checkpoint import DISTANCE, mark_head
+from durableq._handle import Handle
+from durableq._leases import DEAD_CODE, DEAD_LENT, DELAYED_CODE, MAX_COUNT, RETURNED_CODE, is_dead_letter
+from durableq._reclaim import BATCH, REWIND
+from durableq._record import DEAD as STATE_DEAD
+from durableq._record import (
+    DONE,
+    DONE_BYTE,
+    DUE_OFFSET,
+    HEADER_SIZE,
+    MAGIC,
+    READY,
+    STATE_OFFSET,
+    TAG_PAD,
+    crc32,
+    decode,
+    decode_due,
+    encode_due,
+    record_size,
+    unpack_header,
+)
+from durableq._recovery import Reader
+from durableq._state import (
+    DAMAGED,
+    DAMAGED_BYTES,
+    DROPS,
+    EPOCH,
+    GET_WAITERS,
+    H_BUSY,
+    H_COMMIT,
+    H_LIMIT,
+    H_POS,
+    JOIN_WAITERS,
+    LIVE,
+    NEVER,
+    NEXT_DUE,
+    PUT_WAITERS,
+    RETURNED,
+    SEEN_DELAYED,
+    SHUTDOWN,
+    UNPUNCHED,
+)
+from durableq._wakeup import EVERYBODY, GET, JOIN, PUT
+from durableq.errors import ShutDown
+
+_LOCK_EX, _LOCK_UN = _os.LOCK_EX, _os.LOCK_UN
+WINDOW = 64 << 10
+"""Bytes read ahead. Published records do not change (but for their state, which is READY behind the head)."""
+
+Taken = tuple[int, int, int, int, int, bytes]
+"""An item that was taken: position, index of its ledger entry (-1: done at once), count (deliveries including this one,
+and the RESERVED bit: what the ledger says as long as it is ours), tag, microseconds of its put, payload."""
+
+
+class HeadEnd(Handle):
+    """What consumers do."""
+
+    _max_deliveries = 0
+    _lease_ms = 0
+
+    # -- taking --------------------------------------------------------------------------------------------------------
+
+    def take(self, box: list[Taken], limit: int, done: bool, reserved: int = 0) -> bool:
+        """Take up to `limit` of the oldest items into the empty `box`; False if none is ready.
+
+        `done`: they are done at once, else they are lent. Each is in the box before the store that takes it, so whatever
+        exception comes (KeyboardInterrupt can come anywhere), `untake(box)` gives back what was taken.
+        Raises ShutDown, and OSError from the disk.
+        """
+        if self._barred is not None or self._forked:
+            self._check()
+        if monotonic() > self._look_at:
+            self._look_around()
+        words = self._words
+        with self._head.mutex:
+            try:
+                _os.flock(self._head.fd, _LOCK_EX)
+                if words[EPOCH] != self._head_epoch or words[H_BUSY]:
+                    self._see_head()
+                if words[SHUTDOWN] > 1:
+                    raise ShutDown
+                words[H_BUSY] = 1
+                if words[RETURNED] or words[NEXT_DUE] != NEVER:
+                    self._take_returned(box, limit, done, reserved)
+                while len(box) < limit and self._take_fresh(box, limit, done, reserved):
+                    pass
+                if done:
+                    self._tidy()
+                words[H_BUSY] = 0
+                if not box:
+                    if words[SHUTDOWN]:
+                        raise ShutDown
+                    return False
+            finally:
+                _os.flock(self._head.fd, _LOCK_UN)
+        if words[PUT_WAITERS]:
+            self._wakeup.wake(PUT, len(box))
+        if done:
+            self._is_done()
+        return True
+
+    def _take_fresh(self, box: list[Taken], limit: int, done: bool, reserved: int) -> bool:
+        """Take what follows at the head; False if there is nothing, True if it is worth another look."""
+        words = self._words
+        commit = words[H_COMMIT]
+        flip = commit & 1
+        position = words[H_POS + flip]
+        if position >= self._tail_seen:
+            self._tail_seen, sequence = self._control.tail()
+            if position >= self._tail_seen:
+                if commit >> 1 != sequence:  # records were lost to damage; here the count is right again
+                    self._control.set_head(position, sequence)
+                return False
+        at = position - self._buffer_at
+        buffer = self._buffer
+        if at < 0 or at + HEADER_SIZE > len(buffer):
+            buffer = self._read_ahead(position)
+            at = 0
+        first = at
+        offsets: list[int] = []
+        wanted = limit - len(box)
+        while True:
+            magic, state, count, _, found, due, length, total, enqueued, tag, _, check = unpack_header(buffer, at)
+            payload = buffer[at + HEADER_SIZE : at + HEADER_SIZE + length]
+            if (
+                state != READY
+                or due
+                or magic != MAGIC
+                or found != position
+                or crc32(buffer[at + 24 : at + 44], self._salt) != check
+                or crc32(payload) != total
+            ):
+                if not offsets:
+                    if at:
+                        self._buffer_at = NEVER  # it may only be cut off by the window: read again from here on
+                    else:
+                        self._pass_odd(position, commit >> 1)
+                    return True
+                break  # its turn comes when what was found before it is taken
+            size = record_size(length)
+            if done:
+                box.append((position, -1, count + 1, tag, enqueued, payload))
+            else:
+                index = self._lend(position, size, count + 1 | reserved)
+                box.append((position, index, count + 1 | reserved, tag, enqueued, payload))
+            offsets.append(at)
+            at += size
+            position += size
+            if len(offsets) == wanted or position >= self._tail_seen or at + HEADER_SIZE > len(buffer):
+                break
+        if position > words[H_LIMIT]:
+            mark_head(self._spool, self._control, DISTANCE + position - words[H_POS + flip])
+        if done:
+            self._mark_done(buffer, first, at, offsets)
+            words[UNPUNCHED] += at - first
+        words[H_POS + (flip ^ 1)] = position
+        words[H_COMMIT] = commit + 2 * len(offsets) ^ 1  # this store takes them
+        return True
+
+    def _lend(self, position: int, size: int, count: int) -> int:
+        ledger = self._ledger
+        if ledger.is_full():
+            # What the ledger forgets cannot be swept any more, so sweep first.
+            mark_head(self._spool, self._control)
+            self._reclaimer.sweep(1)
+            ledger.rebuild()
+            self._head_epoch = self._words[EPOCH]
+        until = time.time_ns() // 1_000_000 + self._lease_ms if self._lease_ms else NEVER
+        self._words[self._lent_word] = 1
+        return ledger.append(position, size, count, until, self._own_code)
+
+    def _mark_done(self, buffer: bytes, first: int, end: int, offsets: list[int]) -> None:
+        """Write the done marks of records that lie side by side in the buffer; before the head passes them."""
+        place = self._buffer_at - self._head_base
+        if len(offsets) > 1 and end - first <= len(offsets) << 10:
+            # One write of all their bytes is cheaper than many of one byte; nothing but the marks changes.
+            piece = bytearray(buffer[first:end])
+            for offset in offsets:
+                piece[offset - first + STATE_OFFSET] = DONE
+            _os.pwrite_all(self._tail.fd, piece, place + first)
+        else:
+            for offset in offsets:
+                _os.pwrite(self._tail.fd, DONE_BYTE, place + offset + STATE_OFFSET)
+
+    def _read_ahead(self, position: int) -> bytes:
+        """The bytes from a position on: a window full, or all of the first record if that is longer."""
+        fd, offset = self._tail.fd, position - self._head_base
+        available = self._tail_seen - position
+        buffer = _os.pread(fd, min(WINDOW, available), offset)
+        header = decode(buffer, 0, position, self._salt)
+        if header and len(buffer) < header.size <= available:
+            buffer = _os.pread(fd, header.size, offset)
+        if len(buffer) < HEADER_SIZE:
+            buffer = buffer.ljust(HEADER_SIZE, b"\0")
+        self._buffer, self._buffer_at = buffer, position
+        return buffer
+
+    def _pass_odd(self, position: int, sequence: int) -> None:
+        """Deal with what is at the head and cannot be delivered as it is: one step, either the head moves or it is mended."""
+        self._buffer_at = NEVER
+        reader = Reader(self._tail.fd, self._salt, self._head_base)
+        header = reader.header(position)
+        if header is None or position + header.size > self._tail_seen:
+            following = reader.following(position + 8, self._tail_seen)
+            lost = self._set_aside(position, following)
+            self._control.set_head(following, sequence + lost)
+            return
+        end = position + header.size
+        if header.tag == TAG_PAD:
+            self._control.set_head(end, sequence)
+            return
+        if header.state == READY and reader.payload(header) is None:
+            self._set_aside(position, end)
+            self._write_state(position, DONE_BYTE)
+        elif header.state == STATE_DEAD:
+            self._ledger.append(position, header.size, header.deliveries, NEVER, DEAD_CODE)
+        elif header.state == READY:
+            due = decode_due(header.due)
+            if header.due:
+                self._words[SEEN_DELAYED] += 1
+            if due <= time.time_ns() // 1_000_000:
+                self._write_due(position, 0)
+                self._write_state(position, bytes([READY]))  # one of its bits may have flipped
+                return
+            self._ledger.append(position, header.size, header.deliveries, due, DELAYED_CODE)
+        self._control.set_head(end, sequence + 1)
+
+    def _take_returned(self, box: list[Taken], limit: int, done: bool, reserved: int) -> None:
+        """Take what was given back or fell due, oldest first: it is older than everything at the head."""
+        words, ledger = self._words, self._ledger
+        now = time.time_ns() // 1_000_000
+        if words[NEXT_DUE] <= now:
+            ledger.expire(now)
+        while words[RETURNED] and len(box) < limit:
+            i = ledger.next_returned()
+            if i < 0:
+                ledger.recount(self._control.head()[0])
+                continue
+            self._take_entry(i, box, done, reserved, self._own_code)
+
+    def take_dead(self, box: list[Taken], limit: int, done: bool, reserved: int = 0) -> bool:
+        """As `take`, from the dead letters."""
+        self._check()
+        with self._entered():
+            i = self._ledger.next_dead()
+            while i >= 0 and len(box) < limit:
+                self._take_entry(i, box, done, reserved, self._own_code | DEAD_LENT)
+                i = self._ledger.next_dead(i + 1)
+            if done:
+                self._tidy()
+        if done and box:
+            self._is_done()
+        return bool(box)
+
+    def _take_entry(self, i: int, box: list[Taken], done: bool, reserved: int, code: int) -> None:
+        ledger = self._ledger
+        position, size = ledger.position[i], ledger.size(i)
+        data = _os.pread(self._tail.fd, size, position - self._head_base)
+        header = decode(data, 0, position, self._salt)
+        payload = data[HEADER_SIZE : HEADER_SIZE + header.length] if header else b""
+        if header is None or len(data) < size or crc32(payload) != header.sum:
+            self._set_aside(position, position + size)
+            self._write_state(position, DONE_BYTE)
+            ledger.free(i)
+            return
+        if header.state == DONE:  # its holder died between the mark and the entry
+            ledger.free(i)
+            return
+        count = (ledger.count[i] & MAX_COUNT) + 1
+        if not code & DEAD_LENT and self._max_deliveries and count > self._max_deliveries:
+            self._bury_letter(i)
+            return
+        count = min(count, MAX_COUNT)
+        _os.pwrite(self._tail.fd, bytes([min(count, 255)]), position - self._head_base + STATE_OFFSET + 1)
+        if done:
+            box.append((position, -1, count, header.tag, header.enqueued, payload))
+            self._write_state(position, DONE_BYTE)
+            self._words[UNPUNCHED] += ledger.free(i)
+        else:
+            box.append((position, i, count | reserved, header.tag, header.enqueued, payload))
+            ledger.count[i] = count | reserved
+            if self._lease_ms:
+                ledger.set_until(i, time.time_ns() // 1_000_000 + self._lease_ms)
+            self._words[self._lent_word] = 1
+            ledger.change(i, code)
+
+    # -- settling ------------------------------------------------------------------------------------------------------
+
+    def ack(self, position: int, index: int, count: int) -> bool:
+        """Make a lent item done; False if it is no longer ours, and then nothing was changed."""
+        if self._barred is not None or self._forked:
+            self._check()
+        words = self._words
+        with self._head.mutex:
+            try:
+                _os.flock(self._head.fd, _LOCK_EX)
+                if words[EPOCH] != self._head_epoch or words[H_BUSY]:
+                    self._see_head()
+                i = self._ours(position, index, count)
+                if i < 0:
+                    return False
+                words[H_BUSY] = 1
+                self._finish(i, position)
+                words[H_BUSY] = 0
+            finally:
+                _os.flock(self._head.fd, _LOCK_UN)
+        self._is_done()
+        return True
+
+    def ack_oldest(self) -> bool:
+        """Make the oldest item done that was lent by `get` to this process, else to anybody; False if there is none."""
+        self._check()
+        with self._entered():
+            i = -1
+            for slot in self._owners.of_this_process():
+                found = self._ledger.next_owned(slot)
+                i = found if i < 0 or 0 <= found < i else i
+            if i < 0:
+                i = self._ledger.next_lent()
+            if i < 0:
+                return False
+            self._finish(i, self._ledger.position[i])
+        self._is_done()
+        return True
+
+    def nack(self, position: int, index: int, count: int, delay: float = 0.0) -> bool:
+        """Give a lent item back, after `delay` seconds; False if it is no longer ours, and then nothing was changed."""
+        self._check()
+        with self._entered():
+            i = self._ours(position, index, count)
+            if i < 0:
+                return False
+            ledger = self._ledger
+            deliveries = count & MAX_COUNT
+            _os.pwrite(self._tail.fd, bytes([min(deliveries, 255)]), position - self._head_base + STATE_OFFSET + 1)
+            if is_dead_letter(ledger.owner[i]):
+                ledger.change(i, DEAD_CODE)
+            elif self._max_deliveries and deliveries >= self._max_deliveries:
+                self._bury_letter(i)
+            elif delay > 0:
+                due = time.time_ns() // 1_000_000 + int(delay * 1000)
+                self._write_due(position, due)
+                ledger.change(i, DELAYED_CODE)
+                ledger.set_until(i, due)
+            else:
+                ledger.change(i, RETURNED_CODE)
+                _os.advise_needed(self._tail.fd, position - self._head_base, ledger.size(i))
+        self._news()
+        return True
+
+    def reject(self, position: int, index: int, count: int) -> bool:
+        """Put a lent item with the dead letters; False if it is no longer ours, and then nothing was changed."""
+        self._check()
+        with self._entered():
+            i = self._ours(position, index, count)
+            if i < 0:
+                return False
+            self._bury_letter(i)
+        self._news()
+        return True
+
+    def extend(self, position: int, index: int, count: int, seconds: float) -> bool:
+        """Let a lease end `seconds` from now; False if the item is no longer ours, and then nothing was changed."""
+        self._check()
+        with self._entered():
+            i = self._ours(position, index, count)
+            if i < 0 or self._ledger.owner[i] & ~DEAD_LENT != self._own_code:
+                return False
+            self._ledger.set_until(i, time.time_ns() // 1_000_000 + int(seconds * 1000))
+        if self._words[GET_WAITERS]:  # they sleep until the next thing falls due, which this may have brought nearer
+            self._wakeup.wake(GET, EVERYBODY)
+        return True
+
+    def untake(self, box: list[Taken], dead_letter: bool = False) -> None:
+        """Give back what `take` put into the box, wherever it was interrupted, as if it had not been delivered.
+
+        `dead_letter`: put it with the dead letters instead (it cannot be decoded).
+        """
+        self._check()
+        with self._entered():
+            ledger = self._ledger
+            head = self._control.head()[0]
+            for position, index, count, _, _, payload in box:
+                if position >= head:  # it was not taken after all, but it may be marked as done
+                    self._write_state(position, bytes([READY]))
+                    continue
+                if index < 0:
+                    size = record_size(len(payload))
+                    self._write_state(position, bytes([READY]))
+                    ledger.rebuild((position, size, RETURNED_CODE))
+                    ledger.recount(head)
+                i = ledger.find(position, max(index, 0))
+                if i >= 0 and (index < 0 or ledger.owner[i] & ~DEAD_LENT == self._own_code):
+                    ledger.count[i] = max(0, (count & MAX_COUNT) - 1)
+                    if dead_letter:
+                        self._bury_letter(i)
+                    else:
+                        ledger.change(i, DEAD_CODE if is_dead_letter(ledger.owner[i]) else RETURNED_CODE)
+        self._news()
+
+    # -- dropping and redriving ----------------------------------------------------------------------------------------
+
+    def drop_one(self) -> bool:
+        """Drop the oldest item that nobody has; False if there is none. Under the head lock, stepped in."""
+        box: list[Taken] = []
+        self._take_returned(box, 1, True, 0)
+        while not box and self._take_fresh(box, 1, True, 0):
+            pass
+        self._words[DROPS] += len(box)
+        return bool(box)
+
+    def redrive(self) -> int:
+        """Put all dead letters that nobody has back into the queue, as if never delivered; how many."""
+        self._check()
+        n = 0
+        with self._entered():
+            ledger = self._ledger
+            i = ledger.next_dead()
+            while i >= 0:
+                position = ledger.position[i]
+                _os.pwrite(self._tail.fd, bytes([READY, 0]), position - self._head_base + STATE_OFFSET)
+                ledger.count[i] = 0
+                ledger.change(i, RETURNED_CODE)
+                n += 1
+                i = ledger.next_dead(i + 1)
+        self._news()
+        return n
+
+    # -- pieces --------------------------------------------------------------------------------------------------------
+
+    def _ours(self, position: int, index: int, count: int) -> int:
+        """The entry of a delivery, or -1 if the item is done or went to somebody else.
+
+        A lease that ran out is still ours as long as nobody has taken the item: the work is done, why do it twice.
+        """
+        ledger = self._ledger
+        i = ledger.find(position, index)
+        if i < 0 or ledger.count[i] != count:
+            return -1
+        owner = ledger.owner[i]
+        return i if owner & ~DEAD_LENT == self._own_code or owner in (RETURNED_CODE, DEAD_CODE) else -1
+
+    def _finish(self, i: int, position: int) -> None:
+        # The mark first: an entry whose record is done is noticed, a record without an entry would be lost.
+        _os.pwrite(self._tail.fd, DONE_BYTE, position - self._head_base + STATE_OFFSET)
+        self._words[UNPUNCHED] += self._ledger.free(i)
+        self._tidy()
+
+    def _tidy(self) -> None:
+        """After something died: give space back when it is time."""
+        words = self._words
+        if words[UNPUNCHED] >= BATCH:
+            self._reclaimer.run()
+        if not words[LIVE]:
+            head = self._control.head()[0]
+            if head - self._head_base > REWIND and head == self._control.tail()[0]:
+                self._reclaimer.rewind()
+
+    def _bury_letter(self, i: int) -> None:
+        self._write_state(self._ledger.position[i], bytes([STATE_DEAD]))
+        self._ledger.change(i, DEAD_CODE)
+
+    def _write_state(self, position: int, state: bytes) -> None:
+        _os.pwrite(self._tail.fd, state, position - self._head_base + STATE_OFFSET)
+
+    def _write_due(self, position: int, due: int) -> None:
+        _os.pwrite(self._tail.fd, encode_due(due).to_bytes(8, "little"), position - self._head_base + DUE_OFFSET)
+
+    def _set_aside(self, position: int, end: int) -> int:
+        """Keep damaged bytes in `q.dq-damaged` and count them; 0 if they are zeros: space given back, no damage."""
+        data = _os.pread(self._tail.fd, end - position, position - self._head_base)
+        if not data.strip(b"\0"):
+            return 0
+        offset = position - self._head_base
+        note = f"durableq: {len(data)} damaged bytes from offset {offset} (position {position}) of {self.path}\n"
+        fd = os.open(f"{self.path}-damaged", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            os.write(fd, note.encode() + data + b"\n")
+        finally:
+            os.close(fd)
+        self._words[DAMAGED] += 1
+        self._words[DAMAGED_BYTES] += len(data)
+        return 1
+
+    def _is_done(self) -> None:
+        """Something is done: tell who waits for that, and make it durable by the policy."""
+        words = self._words
+        if words[PUT_WAITERS]:
+            self._wakeup.wake(PUT)
+        if words[JOIN_WAITERS] and not self._control.unfinished():
+            self._wakeup.wake(JOIN, EVERYBODY)
+        if not self._committer.armed:
+            self._committer.wrote()
+
+    def _news(self) -> None:
+        """Something may be ready that was not, or finished: wake whom it concerns."""
+        if self._words[GET_WAITERS]:
+            self._wakeup.wake(GET, EVERYBODY)
+        self._is_done()

@@ -1,0 +1,247 @@
+"""The one seam to the system: every call that reads, writes, syncs, punches, locks or waits goes through this module.
+
+Callers say `_os.pwrite(...)`, never `from _os import pwrite`, so that a test can put a recorder or a fault in the way of
+one name and see every process-visible effect of the queue. What a file system or kernel cannot do is found out here once
+and turned into a `False` or a plain fallback; no caller asks which kernel it runs on.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import platform
+import struct
+import time
+from contextlib import suppress
+
+pread = os.pread
+pwrite = os.pwrite
+pwritev = os.pwritev
+fdatasync = os.fdatasync
+fsync = os.fsync
+ftruncate = os.ftruncate
+flock = fcntl.flock
+
+LOCK_EX = fcntl.LOCK_EX
+LOCK_NB = fcntl.LOCK_NB
+LOCK_UN = fcntl.LOCK_UN
+
+BLOCK = 4096
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+# -- durable names -----------------------------------------------------------------------------------------------------
+
+
+def sync_directory(path: str) -> None:
+    """Make the names in the directory of `path` durable: without it a power cut can take a new file's name away."""
+    fd = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fsync(fd)
+    finally:
+        os.close(fd)
+
+
+# -- space -------------------------------------------------------------------------------------------------------------
+
+_FALLOC_FL_KEEP_SIZE = 1
+_FALLOC_FL_PUNCH_HOLE = 2
+_FALLOC_FL_COLLAPSE_RANGE = 8
+_CANNOT = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EPERM, errno.ETXTBSY)
+
+_fallocate = getattr(_libc, "fallocate64", None) or getattr(_libc, "fallocate", None)
+if _fallocate is not None:
+    _fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+
+
+def _fallocate_mode(fd: int, mode: int, offset: int, length: int) -> bool:
+    if _fallocate is None:
+        return False
+    while _fallocate(fd, mode, offset, length) != 0:
+        code = ctypes.get_errno()
+        if code == errno.EINTR:
+            continue
+        if code in _CANNOT:
+            return False
+        raise OSError(code, os.strerror(code))
+    return True
+
+
+def punch(fd: int, offset: int, length: int) -> bool:
+    """Give the blocks of a range back to the file system; it then reads as zeros. False where that cannot be done."""
+    return _fallocate_mode(fd, _FALLOC_FL_PUNCH_HOLE | _FALLOC_FL_KEEP_SIZE, offset, length)
+
+
+def collapse(fd: int, offset: int, length: int) -> bool:
+    """Cut a block-aligned range out of the file, what lies behind it moves down. False where that cannot be done."""
+    return _fallocate_mode(fd, _FALLOC_FL_COLLAPSE_RANGE, offset, length)
+
+
+def allocate(fd: int, offset: int, length: int) -> None:
+    """Reserve real blocks for a range that will be mapped: a store into a mapped hole on a full disk is SIGBUS."""
+    try:
+        os.posix_fallocate(fd, offset, length)
+    except OSError as exc:
+        if exc.errno not in _CANNOT:
+            raise
+        zeros = bytes(length)  # no fallocate here: writing zeros allocates as well
+        pwrite_all(fd, zeros, offset)
+
+
+def seek_data(fd: int, offset: int, end: int) -> int:
+    """The first offset at or after `offset` that may hold data; `end` if there is none before it."""
+    try:
+        return min(os.lseek(fd, offset, os.SEEK_DATA), end)
+    except OSError as exc:
+        if exc.errno == errno.ENXIO:
+            return end
+        return offset  # no SEEK_DATA here: everything may be data
+
+
+def advise_stream(fd: int) -> None:
+    """Tell the kernel that the file is read once, front to back (a hint: failure is no news)."""
+    with suppress(OSError):
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_NOREUSE)
+
+
+def advise_needed(fd: int, offset: int, length: int) -> None:
+    """Tell the kernel that a range far behind the read position is wanted again: an item that came back."""
+    with suppress(OSError):
+        os.posix_fadvise(fd, offset, length, os.POSIX_FADV_WILLNEED)
+
+
+def pwrite_all(fd: int, data: bytes | bytearray | memoryview, offset: int) -> None:
+    """Write all of `data`, for cold paths: the kernel may write less at a time than it was asked to."""
+    view = memoryview(data)
+    while view:
+        n = pwrite(fd, view, offset)
+        if n <= 0:
+            raise OSError(errno.EIO, "the kernel wrote nothing")
+        view = view[n:]
+        offset += n
+
+
+_FS_IOC_GETFLAGS = 0x80086601
+_FS_IOC_SETFLAGS = 0x40086602
+_FS_NOCOW_FL = 0x00800000
+
+
+def disable_copy_on_write(fd: int) -> None:
+    """On btrfs a store to a mapped page of a full disk needs a new block, and SIGBUS follows when there is none.
+
+    With the NOCOW attribute, settable while the file is empty, it overwrites in place. Elsewhere this does nothing.
+    """
+    flags = bytearray(8)
+    with suppress(OSError):
+        fcntl.ioctl(fd, _FS_IOC_GETFLAGS, flags)
+        value = struct.unpack("@l", flags)[0] | _FS_NOCOW_FL
+        fcntl.ioctl(fd, _FS_IOC_SETFLAGS, struct.pack("@l", value))
+
+
+# -- where are we ------------------------------------------------------------------------------------------------------
+
+_NETWORK = {
+    0x6969: "NFS",
+    0xFF534D42: "CIFS",
+    0xFE534D42: "SMB2",
+    0x517B: "SMB",
+    0x01021997: "9p",
+    0x00C36400: "Ceph",
+    0x5346414F: "AFS",
+    0x73757245: "Coda",
+    0x0BD00BD0: "Lustre",
+    0x47504653: "GPFS",
+    0x01161970: "GFS2",
+}
+
+
+def network_filesystem(fd: int) -> str | None:
+    """The name of the network file system that holds the file, or None: locks do not hold between machines there."""
+    buffer = (ctypes.c_long * 64)()
+    if not hasattr(_libc, "fstatfs") or _libc.fstatfs(fd, ctypes.byref(buffer)) != 0:
+        return None
+    return _NETWORK.get(buffer[0] & 0xFFFFFFFF)
+
+
+def boot_id() -> bytes:
+    """16 bytes that change with every boot of this kernel: control words of another boot are not to be trusted."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id", "rb") as f:
+            return bytes.fromhex(f.read().decode().strip().replace("-", ""))
+    except (OSError, ValueError):
+        return b"no boot id here!"
+
+
+# -- locks that belong to an open file description and vanish with its last process ------------------------------------
+
+_FLOCK = struct.Struct("@hhqqi4x")
+
+
+def try_lock_byte(fd: int, offset: int, exclusive: bool = True) -> bool:
+    """Take the lock of one byte for this open file description if nobody else has it."""
+    kind = fcntl.F_WRLCK if exclusive else fcntl.F_RDLCK
+    try:
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _FLOCK.pack(kind, os.SEEK_SET, offset, 1, 0))
+    except OSError as exc:
+        if exc.errno in (errno.EAGAIN, errno.EACCES):
+            return False
+        raise
+    return True
+
+
+def unlock_byte(fd: int, offset: int) -> None:
+    """Give back the lock of one byte."""
+    fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, offset, 1, 0))
+
+
+def byte_is_locked(fd: int, offset: int) -> bool:
+    """Whether another open file description holds the lock of one byte."""
+    answer = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, offset, 1, 0))
+    return bool(_FLOCK.unpack(answer)[0] != fcntl.F_UNLCK)
+
+
+# -- futex -------------------------------------------------------------------------------------------------------------
+
+_FUTEX_NUMBER = {"x86_64": 202, "aarch64": 98, "riscv64": 98, "ppc64le": 221, "s390x": 238, "loongarch64": 98}
+_number = _FUTEX_NUMBER.get(platform.machine()) if ctypes.sizeof(ctypes.c_void_p) == 8 else None
+_FUTEX_WAIT = 0
+_FUTEX_WAKE = 1
+_POLL = 0.002
+
+
+class _Timespec(ctypes.Structure):
+    _fields_ = (("seconds", ctypes.c_int64), ("nanoseconds", ctypes.c_int64))
+
+
+_syscall = _libc.syscall
+_syscall.restype = ctypes.c_long
+
+
+def futex_wait(address: int, expected: int, seconds: float) -> None:
+    """Sleep until somebody wakes this address, at most `seconds`; returns at once if the 32-bit word is not `expected`.
+
+    Wakes across processes and releases the GIL. Returning says nothing: the caller looks again.
+    """
+    if _number is None:
+        time.sleep(min(seconds, _POLL))
+        return
+    limit = _Timespec(int(seconds), int(seconds % 1 * 1e9))
+    _syscall(
+        ctypes.c_long(_number),
+        ctypes.c_void_p(address),
+        ctypes.c_int(_FUTEX_WAIT),
+        ctypes.c_uint32(expected),
+        ctypes.byref(limit),
+        None,
+        0,
+    )
+
+
+def futex_wake(address: int, count: int) -> None:
+    """Wake up to `count` sleepers on this address, in any process."""
+    if _number is not None:
+        _syscall(ctypes.c_long(_number), ctypes.c_void_p(address), _FUTEX_WAKE, count, None, None, 0)

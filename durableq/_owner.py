@@ -1,0 +1,157 @@
+"""Owner slots: who has the queue open, known by a kernel lock that vanishes with its holder.
+
+Every handle holds the lock of one byte of the control file for as long as it lives. That it can be taken proves its
+holder gone: no heartbeat, no guess about pids. What a slot records beside it (pid) is for people and for `task_done`.
+
+The lock belongs to the open file description, so two things must not keep a dead holder's lock alive: a forked child
+closes the descriptors it inherited at once (`Store.after_fork`), and the control words are mapped through a descriptor of
+their own, because a mapping, which children inherit, holds on to its open file description as a descriptor does.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from durableq import _os
+from durableq._leases import Ledger, owner_code
+from durableq._state import (
+    GET_WAITERS,
+    JOIN_WAITERS,
+    OWNER_GET,
+    OWNER_JOIN,
+    OWNER_LENT,
+    OWNER_OFFSET,
+    OWNER_PID,
+    OWNER_PUT,
+    OWNER_SIZE,
+    OWNER_SLOTS,
+    PUT_WAITERS,
+    SLOTS,
+    Control,
+    owner_word,
+)
+from durableq.errors import TooManyOwnersError
+
+
+@dataclass(frozen=True)
+class Owner:
+    """A process that has the queue open, for people."""
+
+    pid: int
+    command: str
+    started: float
+    """Unix time at which the process started; 0.0 if it cannot be seen from here (another container)."""
+    lent: int
+    waiting: bool
+    """Whether it sleeps in get, put or join."""
+
+
+class Owners:
+    """The owner slots as one handle sees them; all methods under the head lock."""
+
+    def __init__(self, control: Control, fd: int, path: str) -> None:
+        self._words = control.words
+        self._fd = fd
+        self._path = path
+        self.slot = -1
+
+    def claim(self, ledger: Ledger) -> None:
+        """Take a free slot; what a dead predecessor in it still held goes back to the queue first."""
+        for slot in range(OWNER_SLOTS):
+            if _os.try_lock_byte(self._fd, _byte(slot)):
+                self._bury(slot, ledger)
+                self._words[SLOTS] = max(self._words[SLOTS], slot + 1)
+                self._words[owner_word(slot) + OWNER_PID] = os.getpid()
+                self.slot = slot
+                return
+        raise TooManyOwnersError(
+            f"{self._path}: all {OWNER_SLOTS} owner slots are taken; close handles that are no longer used"
+        )
+
+    def release(self, ledger: Ledger) -> int:
+        """Give back all that this handle holds, and its slot; how many items went back."""
+        slot, self.slot = self.slot, -1
+        returned = self._bury(slot, ledger)
+        _os.unlock_byte(self._fd, _byte(slot))
+        return returned
+
+    def reap(self, ledger: Ledger) -> int:
+        """Return what the dead held; how many items. Only slots that may hold something or are counted as sleepers."""
+        returned = 0
+        for slot in self._others():
+            word = owner_word(slot)
+            if any(self._words[word + OWNER_LENT : word + OWNER_JOIN + 1]) and self._is_dead(slot):
+                returned += self._bury(slot, ledger)
+                _os.unlock_byte(self._fd, _byte(slot))
+        return returned
+
+    def someone_died(self) -> bool:
+        """Whether some holder of lent items is gone; cheap, and needs no lock."""
+        words = self._words
+        return any(
+            words[owner_word(slot) + OWNER_LENT] and not _os.byte_is_locked(self._fd, _byte(slot)) for slot in self._others()
+        )
+
+    def alone(self) -> bool:
+        """Whether no other live handle has the queue open."""
+        return not any(_os.byte_is_locked(self._fd, _byte(slot)) for slot in self._others())
+
+    def of_this_process(self) -> list[int]:
+        """The slots of all handles of this process on this queue, the own one first."""
+        pid = os.getpid()
+        return [self.slot, *(s for s in self._others() if self._words[owner_word(s) + OWNER_PID] == pid)]
+
+    def describe(self, ledger: Ledger) -> tuple[Owner, ...]:
+        """All live owners, named by psutil."""
+        codes = ledger.codes()
+        owners = []
+        for slot in sorted([self.slot, *self._others()]):
+            if slot != self.slot and not _os.byte_is_locked(self._fd, _byte(slot)):
+                continue
+            word = owner_word(slot)
+            pid = self._words[word + OWNER_PID]
+            lent = codes.count(owner_code(slot).to_bytes(2, "little"))
+            waiting = any(self._words[word + OWNER_GET : word + OWNER_JOIN + 1])
+            owners.append(Owner(pid, *_describe_process(pid), lent, waiting))
+        return tuple(owners)
+
+    def count_waiters(self) -> None:
+        """Derive the numbers of sleepers from the slots."""
+        words = self._words
+        slots = [owner_word(slot) for slot in range(words[SLOTS])]
+        words[GET_WAITERS] = sum(words[w + OWNER_GET] for w in slots)
+        words[PUT_WAITERS] = sum(words[w + OWNER_PUT] for w in slots)
+        words[JOIN_WAITERS] = sum(words[w + OWNER_JOIN] for w in slots)
+
+    def _others(self) -> list[int]:
+        words = self._words
+        return [s for s in range(words[SLOTS]) if words[owner_word(s) + OWNER_PID] and s != self.slot]
+
+    def _is_dead(self, slot: int) -> bool:
+        return _os.try_lock_byte(self._fd, _byte(slot))
+
+    def _bury(self, slot: int, ledger: Ledger) -> int:
+        returned = ledger.give_back(slot)
+        word = owner_word(slot)
+        self._words[word + OWNER_LENT] = 0
+        if any(self._words[word + OWNER_GET : word + OWNER_JOIN + 1]):
+            for offset in (OWNER_GET, OWNER_PUT, OWNER_JOIN):
+                self._words[word + offset] = 0
+            self.count_waiters()
+        self._words[word + OWNER_PID] = 0
+        return returned
+
+
+def _byte(slot: int) -> int:
+    return OWNER_OFFSET + slot * OWNER_SIZE
+
+
+def _describe_process(pid: int) -> tuple[str, float]:
+    import psutil
+
+    try:
+        process = psutil.Process(pid)
+        return " ".join(process.cmdline()) or process.name(), process.create_time()
+    except psutil.Error:
+        return "?", 0.0

@@ -1,0 +1,294 @@
+"""The standard library's queue on a spool file: its names, meanings and exceptions, and what a durable queue adds."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable
+from types import TracebackType
+from typing import Any
+
+from durableq._head import Taken
+from durableq._leases import DEAD_CODE
+from durableq._reader import ItemReader, _ThisThread
+from durableq._record import HEADER_SIZE, MAX_LENGTH, encode_body, encode_due
+from durableq._serializers import Codec, Serializer
+from durableq._spool import Options
+from durableq._store import Stats, Store
+from durableq._wakeup import Deadline
+from durableq.errors import Full
+
+_BATCH = 1 << 20
+
+
+class DurableQueue(ItemReader):
+    """A queue whose items live in a file: they survive `kill -9`, reboots and power cuts.
+
+    Any number of processes may open the same path, at any time; there is no server. Items are delivered first in, first
+    out. A handle may be used by many threads, is inherited over `fork`, and can be pickled to any process of this machine
+    (the path and the options travel, not the descriptors).
+
+    path            the spool file; created if it is not there (its directory must be)
+    maxsize         most items that may wait; 0: no bound
+    ack             "task_done": `get` lends an item until `task_done`, and it is delivered again if its holder dies first;
+                    "get": it is done when it is taken
+    sync            longest time in seconds that a returned `put` or `task_done` may be lost to a power cut; 0: none, they
+                    return once the disk has it; None: left to the operating system. A killed process loses nothing
+    max_bytes       bound on the bytes of items that are not done; on_full says what a put does then:
+    on_full         "block": it waits (or raises Full); "drop_oldest": the oldest waiting items go (and are counted)
+    max_deliveries  after so many deliveries without success an item goes to `dead_letters`
+    lease           seconds after which a lent item returns although its holder lives; None: only when the holder is gone
+    serializer      "pickle", "json", "bytes", or an object with `dumps` and `loads`
+    mode            permissions of the file when it is created
+
+    maxsize, max_bytes, on_full, max_deliveries and lease are the queue's own: stored when the file is created, adopted by
+    who leaves them out later, and who contradicts them gets OptionMismatchError. The others are this handle's.
+
+    Raises what `durableq.errors` lists, and IsADirectoryError, FileNotFoundError, PermissionError and OSError (disk full).
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        maxsize: int = 0,
+        *,
+        ack: str = "task_done",
+        sync: float | None = 1.0,
+        max_bytes: int | None = None,
+        on_full: str = "block",
+        max_deliveries: int | None = None,
+        lease: float | None = None,
+        serializer: str | Serializer = "pickle",
+        mode: int = 0o600,
+    ) -> None:
+        _check_options(ack, sync, max_bytes, on_full, max_deliveries, lease)
+        options = Options(
+            max(0, maxsize), max_bytes or 0, on_full, max_deliveries or 0, max(1, int(lease * 1000)) if lease else 0
+        )
+        self._open(os.path.realpath(path), options, ack, sync, serializer, mode, create=True)
+
+    def _open(
+        self,
+        path: str,
+        options: Options,
+        ack: str,
+        sync: float | None,
+        serializer: str | Serializer,
+        mode: int,
+        *,
+        create: bool,
+    ) -> None:
+        self._arguments = (path, options, ack, sync, serializer, mode)
+        self._codec = Codec(serializer)
+        self._done = ack == "get"
+        self._this_thread = _ThisThread()
+        self._store = Store(path, options, sync=sync, mode=mode, create=create, runs_code=self._codec.runs_code)
+        self._max_bytes = self._store.options.max_bytes
+
+    def __getstate__(self) -> tuple[Any, ...]:
+        return self._arguments
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self._open(*state, create=False)
+
+    # -- putting -------------------------------------------------------------------------------------------------------
+
+    def put(self, item: Any, block: bool = True, timeout: float | None = None, *, delay: float = 0) -> None:
+        """Append an item. When this returns the item survives the death of every process, and a power cut by `sync`.
+
+        block, timeout: as in `queue.Queue`, in seconds. delay: seconds before which it is not delivered; later items may
+        overtake it until then. Raises Full, ShutDown, ValueError (negative timeout; closed queue; larger than
+        `max_bytes`), OSError (ENOSPC: the disk is full and the item was not put), and what the serializer raises.
+        """
+        body = self._encode(item)
+        due = encode_due(time.time_ns() // 1_000_000 + int(delay * 1000)) if delay else 0
+        if not self._store.append((body,), due):
+            self._wait_and_append((body,), due, block, timeout)
+
+    def put_nowait(self, item: Any) -> None:
+        """As `put(item, False)`."""
+        self.put(item, False)
+
+    def put_many(self, items: Iterable[Any], block: bool = True, timeout: float | None = None) -> None:
+        """Append items in order, in few writes; much cheaper than as many puts.
+
+        Raises as `put`. All items are encoded before the first is appended. If a bound is reached, those that fit are in
+        the queue and the rest waits for room; Full then says how many were put.
+        """
+        bodies = [self._encode(item) for item in items]
+        first = size = 0
+        for n, body in enumerate(bodies, 1):
+            size += len(body)
+            if size >= _BATCH or n == len(bodies):
+                part = bodies[first:n]
+                done = self._store.append(part)
+                if done < len(part):
+                    self._wait_and_append(part[done:], 0, block, timeout, first + done)
+                first, size = n, 0
+
+    def _encode(self, item: Any) -> bytes:
+        payload = self._codec.dumps(item)
+        size = len(payload) + HEADER_SIZE
+        if size > MAX_LENGTH or (self._max_bytes and size > self._max_bytes):
+            bound = self._max_bytes or MAX_LENGTH
+            raise ValueError(f"{self.path}: an item of {size} bytes never fits into a queue of {bound} bytes")
+        return encode_body(payload, self._codec.tag, time.time_ns() // 1000, self._store._salt)
+
+    def _wait_and_append(
+        self, bodies: tuple[bytes, ...] | list[bytes], due: int, block: bool, timeout: float | None, before: int = 0
+    ) -> None:
+        if block and timeout is not None and timeout < 0:
+            raise ValueError("'timeout' must be a non-negative number")
+        deadline = Deadline(timeout if block else 0)
+        done = 0
+        while done < len(bodies):
+            appended = self._store.append(bodies[done:], due)
+            done += appended
+            if not appended:
+                if deadline.left() <= 0:
+                    raise Full(f"{before + done} items were put") if before + done else Full
+                self._store.wait_for_room(deadline)
+
+    # -- the rest of the standard library's methods --------------------------------------------------------------------
+
+    def join(self) -> None:
+        """Wait until every item that was put is done, by whatever process. Dead letters do not count."""
+        self._store.wait_until_finished()
+
+    def qsize(self) -> int:
+        """How many items wait, ready or delayed, without those that are lent. Others may change that at any time."""
+        return self._store.waiting()
+
+    def full(self) -> bool:
+        """Whether `maxsize` items wait. Others may change that at any time."""
+        return 0 < self.maxsize <= self.qsize()
+
+    @property
+    def maxsize(self) -> int:
+        """Most items that may wait, for all handles; 0: no bound. Can be assigned."""
+        return self._store.maxsize
+
+    @maxsize.setter
+    def maxsize(self, value: int) -> None:
+        self._store.maxsize = value
+
+    def shutdown(self, immediate: bool = False) -> None:
+        """End the queue for every process that has it open: put raises ShutDown, and so does get once it is empty.
+
+        immediate: what waits is removed now (lent items stay lent). It ends when the last handle has been closed; then
+        the queue can be opened again and goes on with what it holds.
+        """
+        self._store.shutdown(immediate)
+
+    def close(self) -> None:
+        """Close this handle: what it holds un-acked returns to the queue, what it wrote is made durable (unless `sync` is
+        None). Everything but `close` and `join_thread` then raises ValueError. Other handles are not concerned.
+        """
+        self._store.close()
+
+    def join_thread(self) -> None:
+        """Nothing to wait for: `put` returns when the item is in the queue."""
+
+    def cancel_join_thread(self) -> None:
+        """Nothing to cancel: `put` returns when the item is in the queue."""
+
+    # -- beyond the standard library -----------------------------------------------------------------------------------
+
+    def stats(self) -> Stats:
+        """Counts, bytes and owners of the queue at this moment."""
+        return self._store.stats()
+
+    def sync(self) -> None:
+        """Return once everything put or done before this call is on the disk, whatever the `sync` option."""
+        self._store.sync()
+
+    def purge(self) -> int:
+        """Remove everything that waits, ready or delayed, but not what is lent or dead; how many items."""
+        return self._store.purge()
+
+    def compact(self) -> int:
+        """Give back now all disk space that can be; how many bytes. The queue does this by itself as it goes along."""
+        return self._store.compact()
+
+    def redrive(self) -> int:
+        """Put all dead letters back into the queue, as if they had never been delivered; how many."""
+        return self._store.redrive()
+
+    @property
+    def dead_letters(self) -> DeadLetters:
+        """The items that were rejected, delivered too often, or could not be decoded, as a queue to take from."""
+        return DeadLetters(self)
+
+    @property
+    def closed(self) -> bool:
+        """Whether this handle was closed."""
+        return self._store.closed
+
+    @property
+    def path(self) -> str:
+        """The spool file, as an absolute path."""
+        return self._store.path
+
+    def __enter__(self) -> DurableQueue:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.path!r}{' closed' if self.closed else ''}>"
+
+    def _take(self, box: list[Taken], limit: int, done: bool, reserved: int) -> bool:
+        return self._store.take(box, limit, done, reserved)
+
+    def _wait(self, deadline: Deadline) -> None:
+        self._store.wait_for_item(deadline)
+
+    def _peek(self, n: int) -> list[Taken]:
+        return self._store.peek(n)
+
+
+class DeadLetters(ItemReader):
+    """The dead letters of a queue, as a queue to take from. They lie in the same file, and only `redrive` or an ack moves
+    them. What its taker does not ack goes back to the dead letters.
+    """
+
+    def __init__(self, queue: DurableQueue) -> None:
+        self._store = queue._store
+        self._codec = queue._codec
+        self._done = queue._done
+        self._this_thread = queue._this_thread
+
+    def qsize(self) -> int:
+        """How many dead letters there are that nobody has."""
+        return self._store.dead_letters()
+
+    def _take(self, box: list[Taken], limit: int, done: bool, reserved: int) -> bool:
+        return self._store.take_dead(box, limit, done, reserved)
+
+    def _wait(self, deadline: Deadline) -> None:
+        self._store.wait_for_dead_letter(deadline)
+
+    def _peek(self, n: int) -> list[Taken]:
+        return self._store.peek(n, DEAD_CODE)
+
+
+def _check_options(
+    ack: str,
+    sync: float | None,
+    max_bytes: int | None,
+    on_full: str,
+    max_deliveries: int | None,
+    lease: float | None,
+) -> None:
+    if ack not in ("task_done", "get"):
+        raise ValueError(f'ack={ack!r} is unknown; take "task_done" or "get"')
+    if on_full not in ("block", "drop_oldest"):
+        raise ValueError(f'on_full={on_full!r} is unknown; take "block" or "drop_oldest"')
+    if on_full == "drop_oldest" and not max_bytes:
+        raise ValueError('on_full="drop_oldest" drops when max_bytes is reached: give max_bytes as well')
+    if sync is not None and sync < 0:
+        raise ValueError(f"sync={sync!r} must be None or a non-negative number of seconds")
+    for name, value in (("max_bytes", max_bytes), ("max_deliveries", max_deliveries), ("lease", lease)):
+        if value is not None and value <= 0:
+            raise ValueError(f"{name}={value!r} must be None or positive")

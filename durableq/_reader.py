@@ -1,0 +1,153 @@
+"""Taking items: what the queue and its dead letters have in common."""
+
+from __future__ import annotations
+
+import threading
+from abc import ABC, abstractmethod
+from typing import Any
+
+from durableq._delivery import Delivery
+from durableq._head import Taken
+from durableq._leases import RESERVED
+from durableq._serializers import Codec
+from durableq._store import Store
+from durableq._unacked import Unacked
+from durableq._wakeup import Deadline
+from durableq.errors import DecodeError, Empty
+
+
+class _ThisThread(threading.local):
+    def __init__(self) -> None:
+        self.unacked = Unacked()
+
+
+class ItemReader(ABC):
+    """Blocking and decoding around `Store.take`. The store's part never blocks; here is only the waiting."""
+
+    _store: Store
+    _codec: Codec
+    _done: bool
+    _this_thread: _ThisThread
+
+    def get(self, block: bool = True, timeout: float | None = None) -> Any:
+        """Take the oldest item and return it.
+
+        Under `ack="task_done"` it is lent until `task_done()` is called, and goes back to the queue if this process dies
+        first; under `ack="get"` it is done. An item that was given back comes before all that waits.
+
+        block, timeout: as in `queue.Queue`; `timeout` is in seconds. Raises Empty, ShutDown, ValueError (negative timeout;
+        closed queue), DecodeError (the item is with the dead letters now), OSError from the disk.
+        """
+        box: list[Taken] = []
+        try:
+            if not self._take(box, 1, self._done, 0):
+                self._wait_and_take(box, 1, block, timeout, self._done, 0)
+            position, index, count, tag, _, payload = box[0]
+            item = self._codec.decode(tag, payload, self._store.path, position)
+            if index >= 0:
+                self._this_thread.unacked.push(position, index, count)
+            return item
+        except BaseException as exc:
+            self._give_back(box, exc)
+            raise
+
+    def get_nowait(self) -> Any:
+        """As `get(False)`."""
+        return self.get(False)
+
+    def get_many(self, max_items: int, block: bool = True, timeout: float | None = None) -> list[Any]:
+        """Wait for one item, then take up to `max_items` in one go, oldest first. Raises as `get`.
+
+        An item that cannot be decoded goes to the dead letters; the others are returned, unless it was the only one.
+        """
+        taken = self._take_many(max_items, block, timeout, self._done, 0)
+        for (position, index, count, *_), _ in taken:
+            if index >= 0:
+                self._this_thread.unacked.push(position, index, count)
+        return [item for _, item in taken]
+
+    def reserve(self, block: bool = True, timeout: float | None = None) -> Delivery:
+        """Take the oldest item on loan, whatever the `ack` option, and return its Delivery. Raises as `get`."""
+        return self.reserve_many(1, block, timeout)[0]
+
+    def reserve_many(self, max_items: int, block: bool = True, timeout: float | None = None) -> list[Delivery]:
+        """Wait for one item, then take up to `max_items` on loan in one go, oldest first. Raises as `get`."""
+        taken = self._take_many(max_items, block, timeout, False, RESERVED)
+        return [Delivery(self._store, entry, item) for entry, item in taken]
+
+    def task_done(self) -> None:
+        """The oldest item that `get` lent to this thread is done.
+
+        If this thread has none, the oldest of this process is; if that has none, the oldest of the queue. Raises
+        ValueError if nothing is lent: called too many times.
+        """
+        unacked = self._this_thread.unacked
+        while True:
+            oldest = unacked.pop()
+            if oldest is None:
+                break
+            if self._store.ack(*oldest):
+                return
+            # Its lease ran out and somebody else has it, or another thread has acked it: not ours any more.
+        if not self._store.ack_oldest():
+            hint = '; under ack="get" an item is done when it is taken' if self._done else ""
+            raise ValueError(f"task_done() called too many times{hint}")
+
+    def peek(self, n: int = 1) -> list[Any]:
+        """Up to `n` items that would be taken next, oldest first, without taking them."""
+        return [self._codec.decode(tag, data, self._store.path, at) for at, _, _, tag, _, data in self._peek(n)]
+
+    def empty(self) -> bool:
+        """Whether nothing waits. By the time it returns another process may have changed that."""
+        return self.qsize() == 0
+
+    @abstractmethod
+    def qsize(self) -> int:
+        """How many items wait. By the time it returns another process may have changed that."""
+
+    @abstractmethod
+    def _take(self, box: list[Taken], limit: int, done: bool, reserved: int) -> bool: ...
+
+    @abstractmethod
+    def _wait(self, deadline: Deadline) -> None: ...
+
+    @abstractmethod
+    def _peek(self, n: int) -> list[Taken]: ...
+
+    def _wait_and_take(
+        self, box: list[Taken], limit: int, block: bool, timeout: float | None, done: bool, reserved: int
+    ) -> None:
+        if block and timeout is not None and timeout < 0:
+            raise ValueError("'timeout' must be a non-negative number")
+        deadline = Deadline(timeout if block else 0)
+        while not self._take(box, limit, done, reserved):
+            if deadline.left() > 0:
+                self._wait(deadline)
+            elif not self._store.reap():  # a holder's death counts at once, even for who does not wait
+                raise Empty
+
+    def _take_many(
+        self, max_items: int, block: bool, timeout: float | None, done: bool, reserved: int
+    ) -> list[tuple[Taken, Any]]:
+        if max_items < 1:
+            raise ValueError("'max_items' must be at least 1")
+        box: list[Taken] = []
+        taken: list[tuple[Taken, Any]] = []
+        try:
+            self._wait_and_take(box, max_items, block, timeout, done, reserved)
+            for entry in box:
+                try:
+                    taken.append((entry, self._codec.decode(entry[3], entry[5], self._store.path, entry[0])))
+                except DecodeError:
+                    self._store.untake([entry], dead_letter=True)
+                    if len(box) == 1:
+                        box.clear()
+                        raise
+        except BaseException:
+            self._store.untake(box)
+            raise
+        return taken
+
+    def _give_back(self, box: list[Taken], exc: BaseException) -> None:
+        if box:
+            self._store.untake(box, dead_letter=isinstance(exc, DecodeError))

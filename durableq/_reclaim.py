@@ -1,0 +1,163 @@
+"""Space: punching what is dead, rewinding what is drained, collapsing what lies in front.
+
+Dead records are given back in four ways, all under the head lock:
+
+    floor     everything below the lowest live record, up to the block boundary below it
+    sweep     dead runs between live records, so that a stuck item pins its block and no more
+    rewind    the queue is drained: the next record goes to the front of the file again, over pages that are already there
+              (records carry their position, so what lies there stale never passes for a record)
+    collapse  the hole in front is cut out of a file that is never drained, where the file system can do it
+
+Invariant: after a punch every byte between the front of the file and the tail is in a record (in whatever state), in a
+pad, or zero. Punching frees whole blocks only, so the last, shared block keeps the end of a dead record: a pad is written
+over it first, so that a reader who comes out of the hole finds a header and not the middle of somebody's payload.
+
+A rewind or a collapse changes BASE for everybody. It holds both locks and makes EPOCH odd first and even last; who finds
+it odd knows that its author died in between and calls `settle`.
+"""
+
+from __future__ import annotations
+
+import os
+
+from durableq import _os
+from durableq._checkpoint import mark_head, mark_tail
+from durableq._leases import Ledger
+from durableq._locks import HotLock
+from durableq._record import HEADER_SIZE, MAX_LENGTH, encode_pad
+from durableq._spool import SUPERBLOCK, Spool
+from durableq._state import BASE, EPOCH, LIVE, PENDING, PENDING_BASE, PENDING_SIZE, PUNCHED, UNPUNCHED, Control
+
+BATCH = 1 << 20
+"""Bytes that die before space is given back: a punch costs as much for a block as for a megabyte."""
+REWIND = 256 << 10
+"""How far into the file a drained queue goes before it starts at the front again: small enough to stay in the cache."""
+KEEP = 1 << 20
+"""Bytes of a drained file that are kept for reuse rather than truncated."""
+COLLAPSE_AT = 64 << 20
+COLLAPSE_BEHIND = 16 << 20
+"""Collapse a hole of at least the first with at most the second behind it: with thousands of extents behind the hole a
+power cut left xfs with a half-shifted file, and the call first writes back all that is dirty there."""
+
+
+class Reclaimer:
+    """Gives space back for one handle."""
+
+    def __init__(self, spool: Spool, control: Control, ledger: Ledger, tail_lock: HotLock) -> None:
+        self._spool = spool
+        self._control = control
+        self._words = control.words
+        self._ledger = ledger
+        self._tail_lock = tail_lock
+        self._can_punch = True
+        self._can_collapse = True
+
+    def run(self) -> None:
+        """Give back what died since the last time; called once for each `BATCH` of dead bytes."""
+        # The checkpoint first: what is punched above the head that recovery starts from could not be counted any more.
+        mark_head(self._spool, self._control)
+        self._words[UNPUNCHED] = 0
+        self.punch_floor()
+        dead = self._ledger.dead_bytes()
+        if dead >= BATCH:
+            self.sweep(BATCH // 64 if dead < 2 * BATCH else _os.BLOCK * 4)
+        words = self._words
+        hole = words[PUNCHED] - words[BASE] - SUPERBLOCK
+        if hole >= COLLAPSE_AT and self._control.tail()[0] - words[PUNCHED] <= COLLAPSE_BEHIND:
+            with self._tail_lock.tried() as held:
+                if held:
+                    self.collapse()
+
+    def punch_floor(self) -> int:
+        """Punch everything below the lowest live record; how many bytes."""
+        words = self._words
+        floor = self._ledger.floor(self._control.head()[0])
+        done = self.punch(words[PUNCHED], floor)
+        if done:
+            words[PUNCHED] = floor - (floor - words[BASE]) % _os.BLOCK
+        return done
+
+    def sweep(self, least: int) -> int:
+        """Punch the dead runs between live records in the parts of the ledger where `least` bytes died; how many."""
+        return sum(self.punch(low, high) for low, high in self._ledger.dead_ranges(least, self._control.head()[0]))
+
+    def punch(self, low: int, high: int) -> int:
+        """Punch the whole blocks within the dead positions [low, high), where a record or the tail begins at `high`."""
+        base = self._words[BASE]
+        start = low - base + _os.BLOCK - 1 & -_os.BLOCK
+        end = high - base & -_os.BLOCK
+        if end <= start or not self._can_punch:
+            return 0
+        rest = high - base - end
+        if rest >= HEADER_SIZE:
+            _os.pwrite_all(self._spool.fd, encode_pad(end + base, rest, self._spool.salt), end)
+        elif rest:
+            _os.pwrite_all(self._spool.fd, bytes(rest), end)
+        self._can_punch = _os.punch(self._spool.fd, start, end - start)
+        return end - start if self._can_punch else 0
+
+    def bury(self, low: int, high: int) -> None:
+        """Make all records in the positions [low, high) dead at once: pads over all of them, then their blocks go."""
+        position = low
+        while position < high:
+            size = min(high - position, MAX_LENGTH)
+            if high - position - size < HEADER_SIZE:  # no pad is smaller than its header
+                size = high - position if size < MAX_LENGTH else size - HEADER_SIZE
+            _os.pwrite_all(self._spool.fd, encode_pad(position, size, self._spool.salt), position - self._words[BASE])
+            position += size
+        self.punch(low, high)
+
+    def rewind(self) -> bool:
+        """Start at the front of the file again, if the queue is drained and no producer is at work this moment."""
+        with self._tail_lock.tried() as held:
+            if not held:
+                return False
+            words = self._words
+            tail, _ = self._control.tail()
+            if words[LIVE] or tail != self._control.head()[0] or words[EPOCH] & 1:
+                return False
+            length = tail - words[BASE]
+            words[EPOCH] += 1
+            words[BASE] = tail - SUPERBLOCK
+            words[PUNCHED] = tail
+            words[UNPUNCHED] = 0
+            self._finish()
+            if length > KEEP:
+                _os.ftruncate(self._spool.fd, SUPERBLOCK + KEEP)
+            return True
+
+    def collapse(self) -> int:
+        """Cut the hole in front out of the file; how many bytes it is shorter. Under both locks."""
+        words = self._words
+        base = words[BASE]
+        length = words[PUNCHED] - base - SUPERBLOCK & -_os.BLOCK
+        size = os.fstat(self._spool.fd).st_size
+        if length <= 0 or SUPERBLOCK + length >= size or not self._can_collapse:
+            return 0
+        words[EPOCH] += 1
+        words[PENDING_SIZE] = size
+        words[PENDING_BASE] = base + length
+        words[PENDING] = length
+        # The intention must be on the disk before the deed: after a power cut the records' own positions tell which
+        # side of the collapse the disk is on, and these checkpoints name the two sides.
+        mark_tail(self._spool, self._control)
+        mark_head(self._spool, self._control)
+        _os.fdatasync(self._spool.fd)
+        self._can_collapse = _os.collapse(self._spool.fd, SUPERBLOCK, length)
+        self._finish()
+        return length if self._can_collapse else 0
+
+    def settle(self) -> None:
+        """End a change of geometry whose author died in the middle; under both locks."""
+        self._finish()
+
+    def _finish(self) -> None:
+        words = self._words
+        if words[PENDING]:
+            # The size tells whether the collapse was done: nobody could append while both locks were held.
+            if os.fstat(self._spool.fd).st_size <= words[PENDING_SIZE] - words[PENDING]:
+                words[BASE] = words[PENDING_BASE]
+            words[PENDING] = 0
+        mark_tail(self._spool, self._control)
+        mark_head(self._spool, self._control)
+        words[EPOCH] += 1

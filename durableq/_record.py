@@ -1,0 +1,129 @@
+"""Bytes to record and back. Pure: no file, no lock, no clock.
+
+A record is a 48-byte header and a payload, padded with zeros to a multiple of 8. Little-endian, in this order:
+
+    offset  size  field       written
+    0       4     magic       once           never zero: a hole reads as zeros and must not decode
+    4       1     state       in place       READY, DONE or DEAD; four bits apart, so that one flipped bit is seen through
+    5       1     deliveries  in place       how often it had been lent when it was last lent again (stops at 255)
+    6       2     zero
+    8       8     position    once           logical offset of this header in the queue's whole life: bytes read at a wrong
+                                             place (a collapse, a rewind, a swapped block) do not pass for a record
+    16      8     due         in place       0, or the time before which it is not delivered: 48 bits of milliseconds since
+                                             1970 and 16 bits that check them; if they do not check, it is due
+    24      4     length      once           of the payload
+    28      4     sum         once           crc32 of the payload
+    32      8     enqueued    once           microseconds since 1970, for people; nothing is ordered by it
+    40      2     tag         once           which serializer wrote the payload
+    42      2     zero
+    44      4     header sum  once           crc32 of bytes 24 to 44, seeded with the spool's salt, so that a payload cannot
+                                             forge a record (whoever put it there does not know the salt)
+
+The sum of the header is checked before its length is believed. What is written in place lies outside of both sums and
+is never needed to find the next record. (Zero is reserved and everything is bounded, as in LevelDB's log format.)
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from typing import NamedTuple
+
+MAGIC = 0x71D5A10C
+MAGIC_BYTES = struct.pack("<I", MAGIC)
+READY = 0x0F
+DONE = 0xF0
+DEAD = 0x3C
+DONE_BYTE = bytes([DONE])
+
+HEADER_SIZE = 48
+STATE_OFFSET = 4
+DUE_OFFSET = 16
+MAX_LENGTH = 0xFFFF_FF00
+
+TAG_PICKLE = 1
+TAG_JSON = 2
+TAG_BYTES = 3
+TAG_CUSTOM = 4
+TAG_PAD = 0xFFFF
+"""A pad is a DONE record without content: it covers what is left of dead records behind a hole."""
+
+pack_head = struct.Struct("<IBBHQQ").pack
+_pack_body = struct.Struct("<IIQHH").pack
+_pack_u32 = struct.Struct("<I").pack
+unpack_header = struct.Struct("<IBBHQQIIQHHI").unpack_from
+crc32 = zlib.crc32
+
+_ZEROS = bytes(8)
+_STATES = (READY, DONE, DEAD)
+
+
+class Header(NamedTuple):
+    """The fields of one record's header that passed its checks."""
+
+    position: int
+    state: int
+    deliveries: int
+    due: int
+    length: int
+    sum: int
+    enqueued: int
+    tag: int
+
+    @property
+    def size(self) -> int:
+        """Bytes of the whole record: header, payload and padding."""
+        return record_size(self.length)
+
+
+def record_size(length: int) -> int:
+    """Bytes that a record with `length` bytes of payload takes."""
+    return (HEADER_SIZE + 7 + length) & ~7
+
+
+def encode_body(payload: bytes, tag: int, enqueued: int, salt: int) -> bytes:
+    """All of a record that does not depend on its position: outside the lock. `pack_head(...)` + this is the record."""
+    length = len(payload)
+    body = _pack_body(length, crc32(payload), enqueued, tag, 0)
+    return b"".join((body, _pack_u32(crc32(body, salt)), payload, _ZEROS[: -length & 7]))
+
+
+def encode_pad(position: int, size: int, salt: int) -> bytes:
+    """The header of a pad that covers `size` bytes from `position` on."""
+    body = _pack_body(size - HEADER_SIZE, 0, 0, TAG_PAD, 0)
+    return pack_head(MAGIC, DONE, 0, 0, position, 0) + body + _pack_u32(crc32(body, salt))
+
+
+def decode(buffer: bytes, offset: int, position: int, salt: int) -> Header | None:
+    """The header at `offset` of `buffer`, or None if there is no record of this spool for this very position."""
+    if len(buffer) - offset < HEADER_SIZE:
+        return None
+    magic, state, deliveries, _, found, due, length, total, enqueued, tag, _, check = unpack_header(buffer, offset)
+    if magic != MAGIC or found != position or crc32(buffer[offset + 24 : offset + 44], salt) != check:
+        return None
+    return Header(found, settle_state(state), deliveries, due, length, total, enqueued, tag)
+
+
+def settle_state(state: int) -> int:
+    """The state nearest to what was read: one flipped bit of the state byte decides nothing."""
+    if state in _STATES:
+        return state
+    return min(_STATES, key=lambda s: bin(s ^ state).count("1"))
+
+
+def encode_due(milliseconds: int) -> int:
+    """A due time with its check, as the header keeps it; 0 stays 0 (due at once)."""
+    if milliseconds <= 0:
+        return 0
+    milliseconds = min(milliseconds, (1 << 48) - 1)
+    return milliseconds | _due_check(milliseconds) << 48
+
+
+def decode_due(field: int) -> int:
+    """Milliseconds since 1970 before which the item is not delivered; 0 if none or if the field does not check."""
+    milliseconds = field & ((1 << 48) - 1)
+    return milliseconds if field >> 48 == _due_check(milliseconds) else 0
+
+
+def _due_check(milliseconds: int) -> int:
+    return crc32(milliseconds.to_bytes(6, "little")) & 0xFFFF or 1

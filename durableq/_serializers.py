@@ -1,0 +1,101 @@
+"""What turns items into bytes and back. Each record says which serializer wrote it, so one file may mix them."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from typing import Any, Protocol
+
+from durableq._record import TAG_BYTES, TAG_CUSTOM, TAG_JSON, TAG_PICKLE
+from durableq.errors import DecodeError
+
+
+class Serializer(Protocol):
+    """Anything with `dumps(item) -> bytes` and `loads(bytes) -> item`, like the modules `pickle`, `marshal`, `msgpack`."""
+
+    def dumps(self, item: Any, /) -> bytes:
+        """The bytes of an item; whatever it raises is raised by `put` in the caller."""
+
+    def loads(self, data: bytes, /) -> Any:
+        """The item of these bytes; what it raises becomes a DecodeError, and the item a dead letter."""
+
+
+class _Bytes:
+    @staticmethod
+    def dumps(item: Any) -> bytes:
+        if not isinstance(item, (bytes, bytearray, memoryview)):
+            raise TypeError(f'serializer="bytes" takes bytes, not {type(item).__name__}')
+        return bytes(item)
+
+    @staticmethod
+    def loads(data: bytes) -> bytes:
+        return data
+
+
+class _Json:
+    @staticmethod
+    def dumps(item: Any) -> bytes:
+        return json.dumps(item, separators=(",", ":"), ensure_ascii=False).encode()
+
+    @staticmethod
+    def loads(data: bytes) -> Any:
+        return json.loads(data)
+
+
+class _Pickle:
+    @staticmethod
+    def dumps(item: Any) -> bytes:
+        return pickle.dumps(item, pickle.HIGHEST_PROTOCOL)
+
+    loads = staticmethod(pickle.loads)
+
+
+_BY_NAME: dict[str, tuple[int, Serializer]] = {
+    "pickle": (TAG_PICKLE, _Pickle()),
+    "json": (TAG_JSON, _Json()),
+    "bytes": (TAG_BYTES, _Bytes()),
+}
+_NAMES = {tag: name for name, (tag, _) in _BY_NAME.items()}
+
+
+class Codec:
+    """A serializer with the tag it writes and the tags it reads.
+
+    Only a handle that was opened for pickle unpickles: a hostile spool can give a "json" or "bytes" handle odd items, and
+    no more.
+    """
+
+    def __init__(self, serializer: str | Serializer) -> None:
+        if isinstance(serializer, str):
+            if serializer not in _BY_NAME:
+                raise ValueError(
+                    f"serializer={serializer!r} is unknown; take one of {', '.join(map(repr, _BY_NAME))}, "
+                    f"or an object with dumps and loads"
+                )
+            self.tag, own = _BY_NAME[serializer]
+        else:
+            if not (callable(getattr(serializer, "dumps", None)) and callable(getattr(serializer, "loads", None))):
+                raise TypeError(f"serializer={serializer!r} has no dumps and loads")
+            self.tag, own = TAG_CUSTOM, serializer
+        self.dumps = own.dumps
+        self.runs_code = self.tag == TAG_PICKLE
+        self._loads = {tag: s.loads for tag, s in _BY_NAME.values() if tag != TAG_PICKLE or self.runs_code}
+        self._loads[self.tag] = own.loads
+
+    def decode(self, tag: int, payload: bytes, path: str, position: int) -> Any:
+        """The item of a record. Raises DecodeError."""
+        try:
+            loads = self._loads[tag]
+        except KeyError:
+            name = _NAMES.get(tag, "an object of its own")
+            raise DecodeError(
+                f"{path}: the item at position {position} was written by serializer {name!r}, which this handle does not "
+                f"read; it lies with the dead letters: open the queue with that serializer and take it there"
+            ) from None
+        try:
+            return loads(payload)
+        except Exception as exc:
+            raise DecodeError(
+                f"{path}: the item at position {position} cannot be decoded ({type(exc).__name__}: {exc}); it lies with "
+                f"the dead letters: make what it needs importable and call redrive()"
+            ) from exc

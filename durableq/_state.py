@@ -1,0 +1,170 @@
+"""The control words: what the processes that share a queue know in common, drawn once.
+
+`q.dq-shm` is mapped by every handle. It never holds the only copy of anything: another boot, a foreign or a damaged file
+is thrown away and rebuilt from the spool. A killed process leaves exactly the stores it made, in program order, so each
+word says below what a death between two stores means. Words are 64-bit and stored through `memoryview.cast("Q")`, which
+stores a whole word at once (`struct.pack_into` goes byte by byte).
+
+    bytes          content
+    0     - 255    identity: magic, version, boot id, device and inode of the spool, its salt; written before `EPOCH`
+    256   - 4095   control words, one cache line (8 words) for each party that writes them often
+    4096  - 69631  1,024 owner slots of 64 bytes
+    69632 -        ledger regions (see `_leases`), preallocated, page-aligned
+
+    word            written by      under lock    what a death leaves
+    EPOCH           both ends       head (+tail)  odd: a change of the geometry was under way; `Reclaimer.settle` ends it
+    BASE            reclaim         head + tail   logical position = physical offset + BASE
+    PENDING, ..     reclaim         head + tail   a collapse of PENDING bytes from a file of _SIZE to BASE = _BASE was announced
+    MAXSIZE         anybody         tail          the bound in force (0: none)
+    SHUTDOWN        anybody         head          1: no more puts, 2: no more gets either; 0 again when nobody is left
+    T_COMMIT        producers       tail          (appended records << 1 | flip): this one store publishes a put
+    T_POS[2]        producers       tail          end of the published records is T_POS[flip]; the other one is scratch
+    T_MARK          producers       tail          position at which the next tail checkpoint is due
+    T_GEN           producers       tail          generation of the last tail checkpoint
+    PUT_DELAYED     producers       tail          records ever put with a delay (statistics: one off at worst)
+    H_COMMIT        consumers       head          (passed records << 1 | flip), as T_COMMIT
+    H_POS[2]        consumers       head          all records from H_POS[flip] on are waiting; all before are done or in the ledger
+    H_BUSY          consumers       head          1: the holder died in the middle; the next one recounts (`_see_head`)
+    H_LIMIT         consumers       head          the head checkpoint on disk vouches for nothing done from here on
+    H_GEN           consumers       head          generation of the last head checkpoint
+    SEEN_DELAYED    consumers       head          of PUT_DELAYED, how many the head has passed
+    LIVE .. DEAD    consumers       head          counts of ledger entries: recounted after a death
+    NEXT_DUE        consumers       head          no delay or lease ends before (may be early, never late)
+    REGION          consumers       head          offset of the ledger region | log2 of its capacity: one store flips it
+    PUNCHED         reclaim         head          all below is given back; may lag behind, never ahead
+    UNPUNCHED       consumers       head          bytes that died since the last reclaim (a trigger: may be lost)
+    DROPS DAMAGED.. consumers       head          counters, kept in the head checkpoint
+    SLOTS           owners          head          no owner slot at or above it was ever taken
+    *_WAITERS       anybody         head          sleepers: recounted from the owner slots when one of them dies
+    *_WORD          anybody         none          the futex; changes with every wake
+    SYNCED          anybody         none          all published below was on disk once (may lag behind)
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import struct
+from contextlib import suppress
+
+from durableq import _os
+
+SHM_MAGIC = b"DQSHM\x00\x01\n"
+OWNER_OFFSET = 4096
+OWNER_SLOTS = 1024
+OWNER_SIZE = 64
+LEDGER_OFFSET = OWNER_OFFSET + OWNER_SLOTS * OWNER_SIZE
+NEVER = (1 << 63) - 1
+
+EPOCH, BASE, PENDING, PENDING_SIZE, PENDING_BASE, SHUTDOWN, MAXSIZE = range(32, 39)
+T_COMMIT, T_POS, _, T_MARK, T_GEN, PUT_DELAYED = range(40, 46)
+H_COMMIT, H_POS, _, H_BUSY, H_LIMIT, H_GEN, SEEN_DELAYED = range(48, 55)
+LIVE, LIVE_BYTES, RETURNED, DELAYED, DEAD, NEXT_DUE, REGION, UNPUNCHED = range(56, 64)
+PUNCHED, DROPS, DAMAGED, DAMAGED_BYTES, SLOTS = range(64, 69)
+GET_WAITERS, GET_WORD = 72, 73
+PUT_WAITERS, PUT_WORD = 80, 81
+JOIN_WAITERS, JOIN_WORD = 88, 89
+SYNCED = 96
+
+# The words of an owner slot, counted from its first word. All are written under the head lock but LENT, which only its
+# owner writes: non-zero means that this owner may hold lent items, and so that its death matters.
+OWNER_PID, OWNER_LENT, OWNER_GET, OWNER_PUT, OWNER_JOIN = range(5)
+
+_IDENTITY = struct.Struct("<8s16sQQI")
+
+
+def owner_word(slot: int) -> int:
+    """Index of the first control word of an owner slot."""
+    return (OWNER_OFFSET + slot * OWNER_SIZE) // 8
+
+
+class Control:
+    """The mapped control words of one handle."""
+
+    def __init__(self, fd: int) -> None:
+        self.map = mmap.mmap(fd, LEDGER_OFFSET)
+        self.words = memoryview(self.map).cast("Q")
+        self._anchor = ctypes.c_char.from_buffer(self.map)
+        self.address = ctypes.addressof(self._anchor)
+
+    def tail(self) -> tuple[int, int]:
+        """(position, sequence) of the end of the published records; exact without any lock."""
+        words = self.words
+        while True:
+            commit = words[T_COMMIT]
+            position = words[T_POS + (commit & 1)]
+            if words[T_COMMIT] == commit:  # else two puts came between, and the position may be the third's scratch
+                return position, commit >> 1
+
+    def head(self) -> tuple[int, int]:
+        """(position, sequence) of the first record that nobody has taken yet; exact without any lock."""
+        words = self.words
+        while True:
+            commit = words[H_COMMIT]
+            position = words[H_POS + (commit & 1)]
+            if words[H_COMMIT] == commit:
+                return position, commit >> 1
+
+    def set_head(self, position: int, sequence: int) -> None:
+        """Move the head, in one store as seen by everybody."""
+        flip = ~self.words[H_COMMIT] & 1
+        self.words[H_POS + flip] = position
+        self.words[H_COMMIT] = sequence << 1 | flip
+
+    def set_tail(self, position: int, sequence: int) -> None:
+        """Publish a new end of the records, in one store as seen by everybody."""
+        flip = ~self.words[T_COMMIT] & 1
+        self.words[T_POS + flip] = position
+        self.words[T_COMMIT] = sequence << 1 | flip
+
+    def waiting(self) -> int:
+        """Items that wait to be taken: ready ones and delayed ones."""
+        words = self.words
+        return (words[T_COMMIT] >> 1) - (words[H_COMMIT] >> 1) + words[RETURNED] + words[DELAYED]
+
+    def unfinished(self) -> int:
+        """Items that `join` waits for: waiting and lent, without the dead letters."""
+        words = self.words
+        return (words[T_COMMIT] >> 1) - (words[H_COMMIT] >> 1) + words[LIVE] - words[DEAD]
+
+    def close(self) -> None:
+        """Unmap. The handle must not be used any more."""
+        del self._anchor
+        self.words.release()
+        self.map.close()
+
+
+def identity(spool_fd: int, salt: int) -> bytes:
+    """What the first bytes of a control file must be to belong to this spool in this boot."""
+    info = os.fstat(spool_fd)
+    return _IDENTITY.pack(SHM_MAGIC, _os.boot_id(), info.st_dev, info.st_ino, salt)
+
+
+def belongs(fd: int, expected: bytes) -> bool:
+    """Whether the control file can be used as it is: ours, of this boot, and completely written once."""
+    if os.fstat(fd).st_size < LEDGER_OFFSET:
+        return False
+    first = _os.pread(fd, EPOCH * 8 + 8, 0)
+    return first[: len(expected)] == expected and first[EPOCH * 8 :] != bytes(8)
+
+
+def create(path: str, mode: int) -> int:
+    """A fresh control file in place of whatever lay there, with real blocks under its fixed part; returns its fd.
+
+    A new inode rather than a truncated file: a process that still maps the old one must never see it shrink (SIGBUS).
+    """
+    temporary = f"{path}.{os.getpid()}.new"
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+    with suppress(FileNotFoundError):
+        os.unlink(temporary)  # left by a process of the same pid that was killed right here
+    fd = os.open(temporary, flags, mode)
+    try:
+        _os.disable_copy_on_write(fd)
+        _os.allocate(fd, 0, LEDGER_OFFSET)
+        os.rename(temporary, path)
+    except BaseException:
+        os.close(fd)
+        os.unlink(temporary)
+        raise
+    return fd

@@ -1,0 +1,303 @@
+"""The queue of bytes: both ends, and what concerns them both. The only place where locks nest (tail, then head).
+
+What keeps it right when a process dies between any two lines:
+
+    1. What is past the published tail does not exist. A put is one store (T_COMMIT) after its bytes are written.
+    2. A record at or behind the head is waiting; before the head it is done, or it has a ledger entry. Taking an item is
+       one store (H_COMMIT) after its entry or its done mark is written.
+    3. Done is a byte in the record, written before the entry is struck out: an entry that outlives its record is noticed
+       when it is taken; a record that outlived its entry would be lost, and cannot happen.
+    4. H_BUSY is 1 while the head's words are being changed: who finds it so derives the counts anew.
+    5. A dead owner's kernel lock is free, and all entries under its code go back to the queue before its slot is reused.
+
+`take` and `append` return at once; the waits here only wait, and the caller tries again.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from durableq._checkpoint import mark_head
+from durableq._head import Taken
+from durableq._leases import DEAD_CODE, DELAYED_CODE, RETURNED_CODE
+from durableq._locks import cold_lock
+from durableq._owner import Owner
+from durableq._record import DONE_BYTE, READY, Header, decode_due
+from durableq._recovery import Reader
+from durableq._spool import Options
+from durableq._state import (
+    DAMAGED,
+    DAMAGED_BYTES,
+    DEAD,
+    DELAYED,
+    DROPS,
+    H_COMMIT,
+    LIVE,
+    MAXSIZE,
+    NEVER,
+    NEXT_DUE,
+    PUT_DELAYED,
+    RETURNED,
+    SEEN_DELAYED,
+    SHUTDOWN,
+    T_COMMIT,
+)
+from durableq._tail import TailEnd
+from durableq._wakeup import GET, JOIN, PUT, RECHECK, Condition, Deadline
+
+_SPINS = 300
+"""Looks before a sleep, some 30 microseconds: a round trip through the scheduler costs more than that."""
+
+
+@dataclass(frozen=True)
+class Stats:
+    """A queue at one moment. Counts are exact when nobody works on it, and close when somebody does."""
+
+    path: str
+    ready: int
+    """Items that can be taken now."""
+    lent: int
+    """Items that were taken and are not done yet."""
+    delayed: int
+    """Items that wait for their time."""
+    dead: int
+    """Dead letters."""
+    unfinished: int
+    """Items that `join` waits for: ready, delayed and lent."""
+    puts: int
+    """Items ever put (counted from the last recovery that had no checkpoint)."""
+    drops: int
+    """Items dropped under `on_full="drop_oldest"`."""
+    damaged: int
+    """Damaged records found so far; their bytes are in `PATH-damaged`."""
+    damaged_bytes: int
+    bytes_live: int
+    """Bytes of all records that are not done."""
+    bytes_logical: int
+    """Size of the file as `ls -l` shows it."""
+    bytes_on_disk: int
+    """Bytes of disk that the file takes, as `du` shows it."""
+    oldest: float | None
+    """Unix time of the put of the oldest ready item."""
+    owners: tuple[Owner, ...]
+    """The processes that have the queue open."""
+
+
+class Store(TailEnd):
+    """A queue of bytes on a spool file. See the module."""
+
+    def __init__(self, path: str, options: Options, *, sync: float | None, mode: int, create: bool, runs_code: bool) -> None:
+        super().__init__(path, options, sync=sync, mode=mode, create=create, runs_code=runs_code)
+        self.options = stored = self._spool.options
+        self._max_bytes = stored.max_bytes
+        self._drop_policy = stored.on_full == "drop_oldest"
+        self._max_deliveries = stored.max_deliveries
+        self._lease_ms = stored.lease_ms
+
+    # -- waiting -------------------------------------------------------------------------------------------------------
+
+    def wait_for_item(self, deadline: Deadline) -> None:
+        """Sleep until an item may be ready, the queue was shut down, or the deadline."""
+        words = self._words
+        for _ in range(_SPINS):
+            if words[T_COMMIT] >> 1 != words[H_COMMIT] >> 1 or words[RETURNED] or words[SHUTDOWN]:
+                return
+        self._wait(
+            GET,
+            lambda: bool(words[T_COMMIT] >> 1 != words[H_COMMIT] >> 1 or words[RETURNED] or words[SHUTDOWN]),
+            deadline,
+        )
+
+    def wait_for_dead_letter(self, deadline: Deadline) -> None:
+        """Sleep until there may be a dead letter to take, or the deadline."""
+        self._wait(GET, lambda: bool(self.dead_letters()), deadline)
+
+    def wait_for_room(self, deadline: Deadline) -> None:
+        """Sleep until there may be room for a put, the queue was shut down, or the deadline."""
+        control = self._control
+        before = (control.waiting(), self.live_bytes())
+
+        def changed() -> bool:
+            now = (control.waiting(), self.live_bytes())
+            return now[0] < before[0] or now[1] < before[1] or bool(self._words[SHUTDOWN])
+
+        self._wait(PUT, changed, deadline)
+
+    def wait_until_finished(self) -> None:
+        """Sleep until nothing is unfinished."""
+        self._check()
+        while self._control.unfinished():
+            self._wait(JOIN, lambda: not self._control.unfinished(), Deadline(None))
+            self._check()
+
+    def _wait(self, condition: Condition, ready: Callable[[], bool], deadline: Deadline) -> None:
+        slot, words = self._owners.slot, self._words
+        with self._head.held():
+            self._see_head()
+            self._wakeup.enter(condition, slot)
+            if words[self._lent_word] and self._ledger.search(self._own_code) < 0:
+                words[self._lent_word] = 0  # holds nothing: nobody need watch over this owner
+        try:
+            while self._barred is None:
+                value = self._wakeup.read(condition)  # before the look: what comes after the look changes it
+                if ready() or self._look_around():
+                    break
+                due = words[NEXT_DUE]
+                seconds = min(deadline.left(), RECHECK)
+                if due != NEVER and condition is GET:
+                    seconds = min(seconds, due / 1000 - time.time())
+                if seconds <= 0:
+                    break
+                self._wakeup.sleep(condition, value, seconds)
+        finally:
+            if self._barred is None and self._owners.slot == slot:
+                with self._head.held():
+                    self._wakeup.leave(condition, slot)
+
+    def reap(self) -> bool:
+        """Return what the dead held, now; whether there was anything."""
+        self._check()
+        return self._look_around()
+
+    # -- both ends -----------------------------------------------------------------------------------------------------
+
+    def shutdown(self, immediate: bool) -> None:
+        """No more puts for anybody, and no more gets once the queue is empty; `immediate`: it is emptied now."""
+        self._check()
+        if immediate:
+            self.purge()
+        with self._tail.held(), self._entered():
+            self._words[SHUTDOWN] = max(self._words[SHUTDOWN], 2 if immediate else 1)
+        if immediate:
+            self.purge()  # what was put between the two
+        self._wake_everybody()
+
+    def purge(self) -> int:
+        """Remove everything that waits, ready or delayed; durable when it returns; how many items."""
+        self._check()
+        with self._tail.held():
+            self._see_tail()
+            with self._entered():
+                removed = self._control.waiting()
+                low = self._control.head()[0]
+                high, sequence = self._control.tail()
+                # The head first, then its checkpoint: whatever happens to us from here on, what is dead in the file is
+                # never behind the head that recovery starts from.
+                self._control.set_head(high, sequence)
+                mark_head(self._spool, self._control)
+                if high > low:
+                    self._reclaimer.bury(low, high)
+                for code in (RETURNED_CODE, DELAYED_CODE):
+                    i = self._ledger.search(code)
+                    while i >= 0:
+                        self._write_state(self._ledger.position[i], DONE_BYTE)
+                        self._ledger.free(i)
+                        i = self._ledger.search(code, i + 1)
+                self._words[SEEN_DELAYED] = self._words[PUT_DELAYED]
+                self._reclaimer.run()
+        self._committer.sync_now()
+        self._news()
+        return removed
+
+    def compact(self) -> int:
+        """Give back all space that can be given back now, and cut the hole in front out of the file; bytes given back."""
+        self._check()
+        with cold_lock(self.path), self._tail.held():
+            self._see_tail()
+            with self._entered():
+                before = os.fstat(self._tail.fd).st_blocks
+                mark_head(self._spool, self._control)
+                self._reclaimer.punch_floor()
+                self._reclaimer.sweep(1)
+                self._reclaimer.collapse()
+                return (before - os.fstat(self._tail.fd).st_blocks) * 512
+
+    def sync(self) -> None:
+        """Return once everything that was put or done before this call is on the disk, whatever the policy."""
+        self._check()
+        self._committer.sync_now()
+
+    # -- looking -------------------------------------------------------------------------------------------------------
+
+    def waiting(self) -> int:
+        """Items that wait to be taken, ready or delayed."""
+        self._check()
+        return max(0, self._control.waiting())
+
+    def dead_letters(self) -> int:
+        """Dead letters that nobody has."""
+        self._check()
+        with self._head.held():
+            self._see_head()
+            return self._ledger.codes().count(DEAD_CODE.to_bytes(2, "little"))
+
+    @property
+    def maxsize(self) -> int:
+        """The bound on waiting items in force, for all handles; 0: none."""
+        return self._words[MAXSIZE]
+
+    @maxsize.setter
+    def maxsize(self, value: int) -> None:
+        self._check()
+        with self._tail.held():
+            self._spool.store_options(replace(self._spool.options, maxsize=max(0, value)))
+            self._words[MAXSIZE] = max(0, value)
+        self._wake_everybody()
+
+    def peek(self, n: int, code: int = RETURNED_CODE) -> list[Taken]:
+        """The first `n` items that would be taken next, without taking them; `code`: DEAD_CODE for dead letters."""
+        self._check()
+        found: list[Taken] = []
+        with self._head.held():
+            self._see_head()
+            reader = Reader(self._tail.fd, self._salt, self._head_base)
+            i = self._ledger.search(code)
+            while i >= 0 and len(found) < n:
+                self._show(reader, reader.header(self._ledger.position[i]), self._ledger.count[i], found)
+                i = self._ledger.search(code, i + 1)
+            now = time.time_ns() // 1_000_000
+            tail = self._control.tail()[0]
+            if code == RETURNED_CODE and len(found) < n:
+                for header in reader.walk(self._control.head()[0], tail):
+                    if header.state == READY and decode_due(header.due) <= now:
+                        self._show(reader, header, header.deliveries, found)
+                        if len(found) == n:
+                            break
+        return found
+
+    @staticmethod
+    def _show(reader: Reader, header: Header | None, count: int, found: list[Taken]) -> None:
+        payload = reader.payload(header) if header else None
+        if header is not None and payload is not None:
+            found.append((header.position, -1, count, header.tag, header.enqueued, payload))
+
+    def stats(self) -> Stats:
+        """The queue at this moment."""
+        first = self.peek(1)
+        words, control = self._words, self._control
+        with self._head.held():
+            self._see_head()
+            info = os.fstat(self._tail.fd)
+            unseen = max(0, words[PUT_DELAYED] - words[SEEN_DELAYED])
+            waiting = control.waiting()
+            delayed = min(words[DELAYED] + unseen, waiting)
+            return Stats(
+                path=self.path,
+                ready=waiting - delayed,
+                lent=words[LIVE] - words[RETURNED] - words[DELAYED] - words[DEAD],
+                delayed=delayed,
+                dead=words[DEAD],
+                unfinished=control.unfinished(),
+                puts=control.tail()[1],
+                drops=words[DROPS],
+                damaged=words[DAMAGED],
+                damaged_bytes=words[DAMAGED_BYTES],
+                bytes_live=self.live_bytes(),
+                bytes_logical=info.st_size,
+                bytes_on_disk=info.st_blocks * 512,
+                oldest=first[0][4] / 1e6 if first else None,
+                owners=self._owners.describe(self._ledger),
+            )

@@ -1,0 +1,88 @@
+"""Sleeping until something happens, in whatever process it happens.
+
+A condition is a pair of control words: how many sleep, and a futex word that changes with every wake. The sleeper
+registers under the head lock, looks once more, and then sleeps on the value it read before that look; whoever brings the
+news publishes it first and then looks at the number of sleepers. One of the two always sees the other, because a lock or
+unlock (a full barrier) lies between each one's store and look. Should a wake get lost all the same (its receiver was
+killed with it in hand), the bounded sleep ends by itself: milliseconds late, not never.
+
+Why a sleeper on each condition wakes:
+    GET   a record was published; an item was given back, fell due, or lost its holder; the queue was shut down
+    PUT   an item was taken (`maxsize`) or done (`max_bytes`); the queue was purged or shut down
+    JOIN  nothing is unfinished any more; the queue was shut down
+"""
+
+from __future__ import annotations
+
+import time
+
+from durableq import _os
+from durableq._state import (
+    GET_WAITERS,
+    GET_WORD,
+    JOIN_WAITERS,
+    JOIN_WORD,
+    OWNER_GET,
+    OWNER_JOIN,
+    OWNER_PUT,
+    PUT_WAITERS,
+    PUT_WORD,
+    Control,
+    owner_word,
+)
+
+GET = (GET_WAITERS, GET_WORD, OWNER_GET)
+PUT = (PUT_WAITERS, PUT_WORD, OWNER_PUT)
+JOIN = (JOIN_WAITERS, JOIN_WORD, OWNER_JOIN)
+Condition = tuple[int, int, int]
+
+EVERYBODY = 1 << 30
+RECHECK = 0.05
+"""Longest sleep in seconds: bounds how long a lost wake or a holder's death goes unnoticed."""
+
+_MASK = (1 << 32) - 1
+
+
+class Wakeup:
+    """Sleeps and wakes of one handle."""
+
+    def __init__(self, control: Control) -> None:
+        self._words = control.words
+        self._address = control.address
+
+    def enter(self, condition: Condition, slot: int) -> None:
+        """Count this thread among the sleepers; under the head lock."""
+        waiters, _, own = condition
+        self._words[owner_word(slot) + own] += 1
+        self._words[waiters] += 1
+
+    def leave(self, condition: Condition, slot: int) -> None:
+        """Undo `enter`; under the head lock."""
+        waiters, _, own = condition
+        self._words[owner_word(slot) + own] = max(0, self._words[owner_word(slot) + own] - 1)
+        self._words[waiters] = max(0, self._words[waiters] - 1)
+
+    def read(self, condition: Condition) -> int:
+        """The value to sleep on; read it before the last look at what is waited for."""
+        return self._words[condition[1]]
+
+    def sleep(self, condition: Condition, value: int, seconds: float) -> None:
+        """Sleep until a wake, or `seconds`; not at all if there was a wake since `value` was read."""
+        _os.futex_wait(self._address + 8 * condition[1], value, seconds)
+
+    def wake(self, condition: Condition, count: int = 1) -> None:
+        """Wake up to `count` sleepers. Callers look at the number of sleepers first; without any this is never called."""
+        word = condition[1]
+        self._words[word] = self._words[word] + 1 & _MASK
+        _os.futex_wake(self._address + 8 * word, count)
+
+
+class Deadline:
+    """A timeout in seconds as a moment of the monotonic clock; None: never."""
+
+    def __init__(self, timeout: float | None) -> None:
+        self._end = None if timeout is None else time.monotonic() + timeout
+
+    def left(self) -> float:
+        """Seconds left, infinite without a timeout; zero or less once it passed."""
+        return float("inf") if self._end is None else self._end - time.monotonic()
