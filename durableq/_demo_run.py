@@ -27,11 +27,12 @@ from durableq.errors import DurableQError, Empty, ShutDown
 
 JOBS, RESULTS, PLAN = "demo-jobs.dq", "demo-results.dq", "demo.json"
 
-#: When a picture of the spool is taken: the share of the files that is done, and what its line is called.
-PICTURES = ((0.0, "full"), (0.25, "a quarter done"), (0.5, "half way"), (0.75, "three quarters"), (0.95, "nearly done"))
+#: When pictures of the spool are taken, besides when a run starts: the share of files done, and the name of the line.
+PICTURES = ((0.25, "a quarter done"), (0.5, "half way"), (0.75, "three quarters"), (0.95, "nearly done"))
 
-#: Of the seconds asked for, what starting interpreters, queueing and checking take; the rest paces the workers.
-OVERHEAD = 3.0
+#: The share of the seconds asked for by which the workers are paced. The rest goes by while interpreters start, half of
+#: the crew is being replaced, and the files are queued and checked.
+PACED = 0.75
 
 
 class DemoError(DurableQError):
@@ -172,7 +173,8 @@ class Run:
         total = len(plan.files)
         done = total - jobs.stats().unfinished
         dies_half_way = self.options.number == 1 and done < total // 2
-        pictures = [(share, label) for share, label in PICTURES if share * total >= done]
+        pictures = [(share, label) for share, label in PICTURES if share * total > done]
+        pictures.insert(0, (0.0, "full" if done == 0 else "started again"))
         gap = max(0.25, self.options.seconds / 40)
         strike = time.monotonic() + gap
         while True:
@@ -207,7 +209,7 @@ class Run:
         for worker in self.crew.values():
             if worker.poll() is not None:
                 raise DemoError(f"worker {worker.pid} failed with exit code {worker.returncode}")
-        pace = max(0.0, self.options.seconds - OVERHEAD) * self.options.workers / total
+        pace = max(0.0, self.options.seconds) * PACED * self.options.workers / total
         while len(self.crew) < self.options.workers:
             worker = start("worker", self.directory, self.options, seconds=pace)
             self.crew[worker.pid] = worker
