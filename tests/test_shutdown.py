@@ -1,0 +1,209 @@
+"""shutdown(): Python 3.13's, on every Python, for every process that has the queue open."""
+
+from __future__ import annotations
+
+import queue
+import sys
+import threading
+
+import pytest
+from processes import PATIENCE, until
+
+from durableq import ShutDown
+
+
+def test_put_after_a_shutdown_raises(q):
+    q.shutdown()
+    with pytest.raises(ShutDown):
+        q.put("x")
+    with pytest.raises(ShutDown):
+        q.put_nowait("x")
+    with pytest.raises(ShutDown):
+        q.put_many(["x"])
+
+
+def test_get_after_a_shutdown_drains_the_queue_and_then_raises(q):
+    q.put_many("ab")
+    q.shutdown()
+    assert [q.get(), q.get_nowait()] == ["a", "b"]
+    with pytest.raises(ShutDown):
+        q.get()
+    with pytest.raises(ShutDown):
+        q.get_nowait()
+
+
+def test_the_batch_and_reserve_forms_raise_too(q):
+    q.shutdown()
+    for take in (lambda: q.get_many(2), lambda: q.reserve(), lambda: q.reserve_many(2), lambda: q.reserve(timeout=0)):
+        with pytest.raises(ShutDown):
+            take()
+
+
+def test_task_done_and_join_work_after_a_shutdown(q):
+    q.put("x")
+    q.shutdown()
+    q.get()
+    q.task_done()
+    q.join()
+
+
+def test_deliveries_are_settled_after_a_shutdown(q):
+    q.put_many("ab")
+    first, second = q.reserve_many(2)
+    q.shutdown()
+    first.ack()
+    second.nack()
+    assert q.get() == "b"
+
+
+def test_a_thread_that_waits_in_get_gets_shut_down(q):
+    outcome = []
+
+    def wait():
+        try:
+            q.get()
+        except ShutDown:
+            outcome.append("shut down")
+
+    waiter = threading.Thread(target=wait)
+    waiter.start()
+    until(lambda: any(owner.waiting for owner in q.stats().owners))
+    q.shutdown()
+    waiter.join(PATIENCE)
+    assert outcome == ["shut down"]
+
+
+@pytest.mark.parametrize("immediate", [False, True])
+def test_a_process_that_waits_in_get_gets_shut_down(q, start, path, immediate):
+    consumer = start(
+        """
+        try:
+            DurableQueue(path).get()
+        except durableq.ShutDown:
+            say("shut down")
+        """,
+        path,
+    )
+    until(lambda: any(owner.waiting for owner in q.stats().owners))
+    q.shutdown(immediate)
+    consumer.expect("shut down")
+
+
+@pytest.mark.parametrize("immediate", [False, True])
+def test_a_process_that_waits_in_put_gets_shut_down(open_queue, start, path, immediate):
+    q = open_queue(maxsize=1)
+    q.put("x")
+    producer = start(
+        """
+        try:
+            DurableQueue(path).put("y")
+        except durableq.ShutDown:
+            say("shut down")
+        """,
+        path,
+    )
+    until(lambda: any(owner.waiting for owner in q.stats().owners))
+    q.shutdown(immediate)
+    producer.expect("shut down")
+
+
+def test_a_shutdown_by_another_process_is_seen_here(q, start, path):
+    other = start("q = DurableQueue(path); q.shutdown(); say('done'); hear()", path)
+    other.expect("done")
+    with pytest.raises(ShutDown):
+        q.put("x")
+
+
+def test_a_handle_opened_while_the_shutdown_lasts_is_shut_down_too(q, open_queue):
+    q.shutdown()
+    with pytest.raises(ShutDown):
+        open_queue().put("x")
+
+
+def test_immediate_makes_get_raise_although_items_wait(q):
+    q.put_many("ab")
+    q.shutdown(immediate=True)
+    with pytest.raises(ShutDown):
+        q.get()
+    with pytest.raises(ShutDown):
+        q.get_nowait()
+
+
+def test_immediate_empties_the_queue(q):
+    q.put_many("ab")
+    q.shutdown(immediate=True)
+    assert q.qsize() == 0
+
+
+def test_immediate_lets_join_return_once_nothing_is_lent(q):
+    q.put_many("ab")
+    q.get()
+    q.shutdown(immediate=True)
+    assert q.stats().unfinished == 1
+    q.task_done()
+    q.join()
+
+
+def test_immediate_wakes_a_process_that_waits_in_join(q, start, path):
+    q.put_many("ab")
+    joiner = start("q = DurableQueue(path); say('open'); q.join(); say('joined')", path)
+    joiner.expect("open")
+    until(lambda: any(owner.waiting for owner in q.stats().owners))
+    q.shutdown(immediate=True)
+    joiner.expect("joined")
+
+
+def test_a_second_shutdown_may_be_immediate(q):
+    q.put("x")
+    q.shutdown()
+    q.shutdown(immediate=True)
+    with pytest.raises(ShutDown):
+        q.get_nowait()
+
+
+def test_a_shutdown_ends_when_the_last_handle_is_closed(q, open_queue):
+    q.put("x")
+    q.shutdown()
+    q.close()
+    again = open_queue()
+    again.put("y")
+    assert [again.get(), again.get()] == ["x", "y"]
+
+
+def test_a_shutdown_lasts_while_another_process_has_the_queue_open(q, open_queue, start, path):
+    other = start("q = DurableQueue(path); say('open'); hear(); q.close(); say('closed'); hear()", path)
+    other.expect("open")
+    q.shutdown()
+    q.close()
+    late = open_queue()
+    with pytest.raises(ShutDown):
+        late.put("x")
+    late.close()
+    other.tell()
+    other.expect("closed")
+    open_queue().put("x")
+
+
+def test_a_killed_process_does_not_prolong_a_shutdown(q, open_queue, start, path):
+    other = start("q = DurableQueue(path); q.shutdown(); say('shut down'); hear()", path)
+    other.expect("shut down")
+    q.close()
+    other.kill()
+    q = open_queue()
+    q.put("x")
+    assert q.get_nowait() == "x"
+
+
+def test_what_was_lent_comes_back_after_the_shutdown_ended(q, open_queue):
+    q.put("x")
+    q.get()
+    q.shutdown()
+    q.close()
+    assert open_queue().get_nowait() == "x"
+
+
+def test_shut_down_is_the_standard_library_s_where_it_has_one():
+    if sys.version_info >= (3, 13):
+        assert ShutDown is queue.ShutDown
+    else:
+        assert issubclass(ShutDown, Exception)
