@@ -1,0 +1,187 @@
+"""max_deliveries, the dead letters and redrive."""
+
+from __future__ import annotations
+
+import pytest
+from processes import PATIENCE
+
+from durableq import Empty
+
+
+def exhaust(q, times):
+    for _ in range(times):
+        q.reserve(timeout=0).nack()
+
+
+def test_after_max_deliveries_an_item_goes_to_the_dead_letters(open_queue):
+    q = open_queue(max_deliveries=3)
+    q.put_many(["bad", "good"])
+    exhaust(q, 3)
+    assert q.get_nowait() == "good"
+    assert q.dead_letters.get_nowait() == "bad"
+
+
+def test_before_max_deliveries_an_item_is_delivered_again(open_queue):
+    q = open_queue(max_deliveries=3)
+    q.put("x")
+    exhaust(q, 2)
+    delivery = q.reserve(timeout=0)
+    assert delivery.deliveries == 3
+    delivery.ack()
+    assert q.dead_letters.empty()
+
+
+def test_without_max_deliveries_an_item_is_delivered_for_ever(q):
+    q.put("x")
+    exhaust(q, 400)
+    assert q.get_nowait() == "x"
+
+
+def test_an_item_that_kills_its_worker_every_time_ends_in_the_dead_letters(open_queue, start, path):
+    q = open_queue(max_deliveries=2)
+    q.put("poison")
+    for _ in range(2):
+        worker = start("q = DurableQueue(path); say(q.get(timeout=30)); os.kill(os.getpid(), signal.SIGKILL)", path)
+        worker.expect("poison")
+        worker.process.wait(PATIENCE)
+    with pytest.raises(Empty):
+        q.get(timeout=0.3)
+    assert q.dead_letters.get_nowait() == "poison"
+
+
+def test_dead_letters_count_as_finished_and_do_not_wait(open_queue):
+    q = open_queue(max_deliveries=1)
+    q.put("x")
+    exhaust(q, 1)
+    q.join()
+    stats = q.stats()
+    assert (stats.dead, stats.unfinished, stats.ready) == (1, 0, 0)
+    assert q.empty()
+
+
+def test_dead_letters_survive_a_reopening(q, open_queue):
+    q.put("x")
+    q.reserve(timeout=0).reject()
+    q.close()
+    again = open_queue()
+    assert again.empty()
+    assert again.dead_letters.get_nowait() == "x"
+
+
+def test_dead_letters_are_seen_by_every_process(q, start, path):
+    q.put("x")
+    q.reserve(timeout=0).reject()
+    start("say(DurableQueue(path).dead_letters.get())", path).expect("x")
+
+
+def test_dead_letters_are_a_queue(q):
+    q.put_many("abcd")
+    for delivery in q.reserve_many(4):
+        delivery.reject()
+    dead = q.dead_letters
+    assert dead.qsize() == 4
+    assert not dead.empty()
+    assert dead.peek(2) == ["a", "b"]
+    assert dead.get() == "a"
+    assert dead.get_nowait() == "b"
+    dead.task_done()
+    dead.task_done()
+    with dead.reserve(timeout=0) as delivery:
+        assert delivery.item == "c"
+    assert dead.get_many(5) == ["d"]
+    assert dead.empty()
+
+
+def test_an_empty_dead_letter_queue_raises_empty(q):
+    assert q.dead_letters.empty()
+    assert q.dead_letters.qsize() == 0
+    with pytest.raises(Empty):
+        q.dead_letters.get_nowait()
+    with pytest.raises(Empty):
+        q.dead_letters.get(timeout=0.01)
+
+
+def test_a_dead_letter_that_was_done_is_gone(q, open_queue):
+    q.put("x")
+    q.reserve(timeout=0).reject()
+    q.dead_letters.reserve(timeout=0).ack()
+    assert q.stats().dead == 0
+    q.close()
+    assert open_queue().dead_letters.empty()
+
+
+def test_a_dead_letter_that_was_taken_and_not_done_stays_a_dead_letter(q, open_queue):
+    q.put("x")
+    q.reserve(timeout=0).reject()
+    assert q.dead_letters.get_nowait() == "x"
+    q.close()
+    again = open_queue()
+    assert again.empty()
+    assert again.dead_letters.get_nowait() == "x"
+
+
+def test_dead_letters_reserved_as_a_batch_are_settled_one_by_one(q):
+    q.put_many("ab")
+    for delivery in q.reserve_many(2):
+        delivery.reject()
+    first, second = q.dead_letters.reserve_many(5)
+    assert (first.item, second.item) == ("a", "b")
+    first.ack()
+    second.nack()
+    assert q.dead_letters.peek(5) == ["b"]
+
+
+def test_redrive_puts_the_dead_letters_back(q):
+    q.put_many("ab")
+    for delivery in q.reserve_many(2):
+        delivery.reject()
+    assert q.redrive() == 2
+    assert q.dead_letters.empty()
+    assert [q.get_nowait(), q.get_nowait()] == ["a", "b"]
+
+
+def test_redriven_items_are_unfinished_again(q):
+    q.put("x")
+    q.reserve(timeout=0).reject()
+    q.redrive()
+    assert q.stats().unfinished == 1
+    assert q.qsize() == 1
+
+
+def test_redriven_items_have_all_their_deliveries_before_them_again(open_queue):
+    q = open_queue(max_deliveries=2)
+    q.put("x")
+    exhaust(q, 2)
+    q.redrive()
+    exhaust(q, 1)
+    assert q.get_nowait() == "x"
+
+
+def test_redrive_wakes_a_waiting_get(q, start, path):
+    q.put("x")
+    q.reserve(timeout=0).reject()
+    consumer = start("q = DurableQueue(path); say('open'); say(q.get())", path)
+    consumer.expect("open")
+    q.redrive()
+    consumer.expect("x")
+
+
+def test_redrive_of_nothing_is_zero(q):
+    q.put("x")
+    assert q.redrive() == 0
+    assert q.qsize() == 1
+
+
+def test_redriven_items_survive_a_reopening(q, open_queue):
+    q.put("x")
+    q.reserve(timeout=0).reject()
+    q.redrive()
+    q.close()
+    again = open_queue()
+    assert again.dead_letters.empty()
+    assert again.get_nowait() == "x"
+
+
+def test_max_deliveries_that_is_not_positive_raises_value_error(open_queue):
+    with pytest.raises(ValueError, match="max_deliveries"):
+        open_queue(max_deliveries=0)

@@ -1,0 +1,100 @@
+"""Items that are put with a delay."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from processes import PATIENCE
+
+from durableq import Empty
+
+
+def test_a_delayed_item_is_not_delivered_before_its_time(q):
+    began = time.monotonic()
+    q.put("x", delay=0.3)
+    with pytest.raises(Empty):
+        q.get_nowait()
+    assert q.get(timeout=PATIENCE) == "x"
+    assert time.monotonic() - began >= 0.25
+
+
+def test_a_delay_holds_up_nothing_else(q):
+    q.put("later", delay=60)
+    q.put("now")
+    assert q.get_nowait() == "now"
+
+
+def test_a_delayed_item_waits_and_counts_as_waiting(q):
+    q.put("later", delay=60)
+    assert q.qsize() == 1
+    assert not q.empty()
+    assert (q.stats().delayed, q.stats().ready) == (1, 0)
+
+
+def test_a_delayed_item_counts_towards_maxsize(open_queue):
+    q = open_queue(maxsize=1)
+    q.put("later", delay=60)
+    assert q.full()
+
+
+def test_items_come_in_the_order_in_which_they_fall_due(q):
+    q.put("second", delay=0.4)
+    q.put("first", delay=0.2)
+    assert [q.get(timeout=PATIENCE), q.get(timeout=PATIENCE)] == ["first", "second"]
+
+
+def test_a_delay_of_zero_is_none(q):
+    q.put("x", delay=0)
+    assert q.get_nowait() == "x"
+
+
+def test_a_negative_delay_raises_value_error(q):
+    with pytest.raises(ValueError, match="delay"):
+        q.put("x", delay=-1)
+    assert q.empty()
+
+
+def test_a_get_that_waits_is_woken_when_an_item_falls_due(q, start, path):
+    consumer = start("q = DurableQueue(path); say('open'); say(q.get())", path)
+    consumer.expect("open")
+    q.put("x", delay=0.2)
+    consumer.expect("x")
+
+
+def test_a_delayed_item_survives_a_reopening(q, open_queue):
+    q.put("x", delay=0.5)
+    q.put("kept back", delay=600)
+    q.close()
+    again = open_queue()
+    assert again.get(timeout=PATIENCE) == "x"
+    with pytest.raises(Empty):
+        again.get_nowait()
+    assert again.stats().delayed == 1
+
+
+def test_a_delayed_item_survives_the_kill_of_its_producer(q, start, path):
+    producer = start("q = DurableQueue(path); q.put('x', delay=0.3); say('put'); hear()", path)
+    producer.expect("put")
+    producer.kill()
+    assert q.get(timeout=PATIENCE) == "x"
+
+
+def test_join_waits_for_delayed_items(q, start, path):
+    q.put("x", delay=0.2)
+    joiner = start("q = DurableQueue(path); say('open'); q.join(); say('joined')", path)
+    joiner.expect("open")
+    assert q.get(timeout=PATIENCE) == "x"
+    q.task_done()
+    joiner.expect("joined")
+
+
+def test_a_nacked_delay_survives_a_reopening(q, open_queue):
+    q.put_many("ab")
+    q.reserve(timeout=0).nack(delay=600)
+    q.close()
+    again = open_queue()
+    assert again.get_nowait() == "b"
+    with pytest.raises(Empty):
+        again.get_nowait()
+    assert again.qsize() == 1

@@ -1,0 +1,112 @@
+"""Leases: a lent item returns after its time although its holder lives."""
+
+from __future__ import annotations
+
+import pytest
+from processes import PATIENCE
+
+from durableq import Empty
+
+
+def test_an_item_returns_when_its_lease_ends_although_its_holder_lives(open_queue, start, path):
+    q = open_queue(lease=0.3)
+    q.put("x")
+    holder = start("q = DurableQueue(path); say(q.get()); hear()", path)
+    holder.expect("x")
+    delivery = q.reserve(timeout=PATIENCE)
+    assert (delivery.item, delivery.deliveries) == ("x", 2)
+    assert holder.process.poll() is None
+
+
+def test_without_a_lease_an_item_stays_with_its_living_holder(q, open_queue):
+    q.put("x")
+    q.reserve(timeout=0)
+    with pytest.raises(Empty):
+        open_queue().get(timeout=0.3)
+
+
+def test_a_lease_that_has_not_ended_keeps_the_item(open_queue):
+    q = open_queue(lease=60)
+    q.put("x")
+    q.get_nowait()
+    with pytest.raises(Empty):
+        open_queue().get(timeout=0.1)
+
+
+def test_the_lease_of_got_items_ends_too(open_queue):
+    q = open_queue(lease=0.2)
+    q.put_many("ab")
+    assert q.get_many(2) == ["a", "b"]
+    assert q.get(timeout=PATIENCE) == "a"
+    assert q.get(timeout=PATIENCE) == "b"
+
+
+def test_task_done_after_the_lease_ended_does_not_finish_somebody_else_s_item(open_queue):
+    late, other = open_queue(lease=0.5), open_queue()
+    late.put("x")
+    late.get_nowait()
+    delivery = other.reserve(timeout=PATIENCE)
+    delivery.extend(60)
+    with pytest.raises(ValueError):
+        late.task_done()
+    assert other.stats().lent == 1
+    delivery.ack()
+
+
+def test_extending_keeps_the_item_past_its_lease(open_queue):
+    q, other = open_queue(lease=0.3), open_queue()
+    q.put("x")
+    delivery = q.reserve(timeout=0)
+    delivery.extend(60)
+    with pytest.raises(Empty):
+        other.get(timeout=0.8)
+    delivery.ack()
+    assert other.stats().unfinished == 0
+
+
+def test_an_extension_ends_too(open_queue):
+    q, other = open_queue(lease=60), open_queue()
+    q.put("x")
+    q.reserve(timeout=0).extend(0.2)
+    assert other.get(timeout=PATIENCE) == "x"
+
+
+def test_an_item_whose_lease_ended_comes_before_everything_that_waits(open_queue):
+    q = open_queue(lease=0.2)
+    q.put("old")
+    q.reserve(timeout=0)
+    other = open_queue()
+    with pytest.raises(Empty):
+        other.get_nowait()
+    assert other.get(timeout=PATIENCE) == "old"
+
+
+def test_an_acked_item_does_not_return_when_its_lease_would_have_ended(open_queue):
+    q = open_queue(lease=0.1)
+    q.put("x")
+    q.reserve(timeout=0).ack()
+    with pytest.raises(Empty):
+        q.get(timeout=0.3)
+
+
+def test_the_lease_is_the_queue_s_and_reaches_handles_that_do_not_name_it(open_queue):
+    q = open_queue(lease=0.2)
+    q.put("x")
+    holder = open_queue()
+    holder.get_nowait()
+    assert q.get(timeout=PATIENCE) == "x"
+
+
+def test_every_lease_that_ends_counts_as_a_delivery(open_queue):
+    q = open_queue(lease=0.1, max_deliveries=2)
+    q.put("x")
+    assert q.get(timeout=PATIENCE) == "x"
+    assert q.get(timeout=PATIENCE) == "x"
+    with pytest.raises(Empty):
+        q.get(timeout=0.5)
+    assert q.dead_letters.get_nowait() == "x"
+
+
+def test_a_lease_that_is_not_positive_raises_value_error(open_queue):
+    with pytest.raises(ValueError, match="lease"):
+        open_queue(lease=-1)
