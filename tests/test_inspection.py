@@ -1,0 +1,134 @@
+"""peek and stats: looking at a queue without changing it."""
+
+from __future__ import annotations
+
+import os
+import time
+
+import psutil
+import pytest
+from processes import until
+
+from durableq import Owner, Stats
+
+
+def test_peek_shows_the_next_item_and_leaves_it(q):
+    q.put_many("ab")
+    assert q.peek() == ["a"]
+    assert q.qsize() == 2
+    assert q.get_nowait() == "a"
+
+
+def test_peek_shows_several_items_oldest_first(q):
+    q.put_many("abc")
+    assert q.peek(2) == ["a", "b"]
+    assert q.peek(10) == ["a", "b", "c"]
+
+
+def test_peek_of_an_empty_queue_is_an_empty_list(q):
+    assert q.peek() == []
+
+
+def test_peek_shows_returned_items_first(q):
+    q.put_many("ab")
+    delivery = q.reserve(timeout=0)
+    assert q.peek(5) == ["b"]
+    delivery.nack()
+    assert q.peek(5) == ["a", "b"]
+
+
+def test_peek_does_not_show_items_that_are_not_due(q):
+    q.put("later", delay=60)
+    assert q.peek() == []
+
+
+def test_peek_counts_no_delivery(q):
+    q.put("x")
+    q.peek()
+    assert q.reserve(timeout=0).deliveries == 1
+
+
+def test_stats_of_a_new_queue_are_zeros(q, path):
+    stats = q.stats()
+    assert isinstance(stats, Stats)
+    assert stats.path == str(path)
+    counts = (stats.ready, stats.lent, stats.delayed, stats.dead, stats.unfinished, stats.drops, stats.damaged)
+    assert counts == (0, 0, 0, 0, 0, 0, 0)
+    assert stats.oldest is None
+
+
+def test_stats_count_every_state(q):
+    q.put_many(["reject", "lend", "done", "wait", "wait"])
+    q.put("later", delay=60)
+    q.reserve(timeout=0).reject()
+    q.reserve(timeout=0)
+    q.reserve(timeout=0).ack()
+    stats = q.stats()
+    assert (stats.ready, stats.lent, stats.delayed, stats.dead) == (2, 1, 1, 1)
+    assert stats.unfinished == 4
+    assert stats.puts == 6
+
+
+def test_stats_are_the_same_in_every_process(q, start, path):
+    q.put_many("abc")
+    q.reserve(timeout=0)
+    other = start("s = DurableQueue(path).stats(); say(s.ready, s.lent, s.unfinished, s.puts)", path)
+    other.expect("2 1 3 3")
+
+
+def test_stats_cannot_be_changed(q):
+    with pytest.raises(AttributeError):
+        q.stats().ready = 5
+
+
+def test_stats_name_the_oldest_waiting_item_s_time(q):
+    before = time.time()
+    q.put("x")
+    after = time.time()
+    q.put("y")
+    assert before - 0.01 <= q.stats().oldest <= after + 0.01
+
+
+def test_stats_tell_the_bytes_of_the_file(q, path):
+    q.put(os.urandom(200_000))
+    stats = q.stats()
+    assert stats.bytes_live >= 200_000
+    assert stats.bytes_logical == path.stat().st_size
+    assert stats.bytes_on_disk == path.stat().st_blocks * 512
+
+
+def test_stats_name_the_processes_that_have_the_queue_open(q, start, path):
+    q.put("x")
+    other = start("q = DurableQueue(path); say(q.get()); hear()", path)
+    other.expect("x")
+    owners = {owner.pid: owner for owner in q.stats().owners}
+    assert set(owners) == {os.getpid(), other.pid}
+    theirs = owners[other.pid]
+    assert isinstance(theirs, Owner)
+    assert theirs.lent == 1
+    assert not theirs.waiting
+    assert "hear()" in str(theirs.command)
+    assert abs(theirs.started - psutil.Process(other.pid).create_time()) < 2
+    assert owners[os.getpid()].lent == 0
+
+
+def test_stats_tell_who_waits(q, start, path):
+    consumer = start("DurableQueue(path).get()", path)
+    until(lambda: [owner for owner in q.stats().owners if owner.pid == consumer.pid and owner.waiting])
+    q.put("x")
+    consumer.finish()
+
+
+def test_stats_do_not_name_a_process_that_was_killed(q, start, path):
+    other = start("q = DurableQueue(path); say('open'); hear()", path)
+    other.expect("open")
+    other.kill()
+    assert [owner.pid for owner in q.stats().owners] == [os.getpid()]
+
+
+def test_puts_are_counted_across_a_reopening(q, open_queue):
+    q.put_many("abc")
+    q.close()
+    again = open_queue()
+    again.put("d")
+    assert again.stats().puts == 4

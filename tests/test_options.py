@@ -1,0 +1,107 @@
+"""Options that belong to the queue are stored in the file; a handle adopts them or contradicts them."""
+
+from __future__ import annotations
+
+import pytest
+from processes import until
+
+from durableq import DurableQueue, Empty, OptionMismatchError
+
+STORED = {
+    "maxsize": (5, 6),
+    "max_bytes": (1 << 20, 2 << 20),
+    "max_deliveries": (2, 3),
+    "lease": (30, 60),
+}
+
+
+@pytest.mark.parametrize("option", STORED)
+def test_the_same_value_again_is_fine(path, option):
+    first, _ = STORED[option]
+    DurableQueue(path, **{option: first}).close()
+    DurableQueue(path, **{option: first}).close()
+
+
+@pytest.mark.parametrize("option", STORED)
+def test_leaving_an_option_out_adopts_what_is_stored(path, option):
+    first, _ = STORED[option]
+    DurableQueue(path, **{option: first}).close()
+    DurableQueue(path).close()
+
+
+@pytest.mark.parametrize("option", STORED)
+def test_another_value_contradicts_the_file_and_says_which(path, option):
+    first, second = STORED[option]
+    with DurableQueue(path, **{option: first}) as q:
+        q.put("x")
+    with pytest.raises(OptionMismatchError, match=option) as caught:
+        DurableQueue(path, **{option: second})
+    assert str(path) in str(caught.value)
+    with DurableQueue(path) as q:
+        assert q.get_nowait() == "x"
+
+
+@pytest.mark.parametrize("option", STORED)
+def test_a_value_contradicts_a_queue_created_without_it(path, option):
+    first, _ = STORED[option]
+    with DurableQueue(path) as q:
+        q.put("x")
+    with pytest.raises(OptionMismatchError, match=option):
+        DurableQueue(path, **{option: first})
+
+
+def test_another_policy_contradicts_the_file(path):
+    DurableQueue(path, max_bytes=1 << 20, on_full="drop_oldest").close()
+    DurableQueue(path).close()
+    DurableQueue(path, max_bytes=1 << 20, on_full="drop_oldest").close()
+
+
+def test_an_adopted_maxsize_is_in_force_and_readable(path):
+    DurableQueue(path, maxsize=2).close()
+    with DurableQueue(path) as q:
+        assert q.maxsize == 2
+        q.put_many("ab")
+        assert q.full()
+
+
+def test_an_adopted_lease_is_in_force(path):
+    DurableQueue(path, lease=0.2).close()
+    with DurableQueue(path) as q:
+        q.put("x")
+        q.get_nowait()
+        assert q.get(timeout=10) == "x"
+
+
+def test_options_of_the_handle_are_not_stored(path):
+    with DurableQueue(path, ack="get", sync=0, serializer="json") as q:
+        q.put(["x"])
+    with DurableQueue(path) as q:
+        q.get_nowait()
+        assert q.stats().lent == 1
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("max_bytes", -1), ("max_bytes", 0), ("max_deliveries", -1), ("max_deliveries", 0), ("lease", -1), ("lease", 0)],
+)
+def test_a_value_without_sense_raises_and_creates_no_file(path, option, value):
+    with pytest.raises(ValueError, match=option):
+        DurableQueue(path, **{option: value})
+    assert not path.exists()
+
+
+def test_a_negative_maxsize_is_no_bound_as_in_the_standard_library(open_queue):
+    q = open_queue(maxsize=-1)
+    q.put_many("abc")
+    assert not q.full()
+
+
+def test_a_contradiction_does_not_disturb_the_handles_that_are_open(path, open_queue):
+    q = open_queue(maxsize=2)
+    with pytest.raises(OptionMismatchError):
+        open_queue(maxsize=3)
+    q.put_many("ab")
+    assert q.get_many(2) == ["a", "b"]
+    with pytest.raises(Empty):
+        q.get_nowait()
+    until(lambda: len(q.stats().owners) == 1)

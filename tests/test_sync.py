@@ -1,0 +1,78 @@
+"""The sync option and sync(). What a power cut does is not for a test of this kind; that every setting works, is."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+from processes import PATIENCE
+
+
+@pytest.mark.parametrize("sync", [0, 0.01, 1.0, 30, None])
+def test_every_setting_queues_and_delivers(open_queue, sync):
+    q = open_queue(sync=sync)
+    q.put_many("ab")
+    assert [q.get_nowait(), q.get_nowait()] == ["a", "b"]
+    q.task_done()
+    q.close()
+    assert open_queue().get_nowait() == "b"
+
+
+@pytest.mark.parametrize("sync", [0, 1.0, None])
+def test_sync_may_be_called_at_any_time(open_queue, sync):
+    q = open_queue(sync=sync)
+    assert q.sync() is None
+    q.put("x")
+    q.sync()
+    q.get_nowait()
+    q.task_done()
+    q.sync()
+
+
+def test_many_threads_that_sync_each_put_lose_none(open_queue):
+    q = open_queue(sync=0)
+
+    def produce(name):
+        for number in range(25):
+            q.put((name, number))
+
+    threads = [threading.Thread(target=produce, args=(name,)) for name in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(PATIENCE)
+    assert sorted(q.get_many(200)) == [(name, number) for name in range(4) for number in range(25)]
+
+
+def test_handles_with_different_settings_share_one_queue(open_queue):
+    careful, careless = open_queue(sync=0), open_queue(sync=None)
+    careless.put("a")
+    careful.put("b")
+    assert [careful.get_nowait(), careless.get_nowait()] == ["a", "b"]
+
+
+def test_a_process_with_a_sync_interval_ends_by_itself(start, path, open_queue):
+    start("DurableQueue(path, sync=60).put('x')", path).finish()
+    assert open_queue().get_nowait() == "x"
+
+
+def test_a_forked_child_of_a_syncing_process_can_put(start, path, open_queue):
+    start(
+        """
+        q = DurableQueue(path, sync=0.01)
+        q.put("parent")
+        child = os.fork()
+        if child == 0:
+            q.put("child")
+            q.sync()
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        """,
+        path,
+    ).finish()
+    assert open_queue().get_many(5) == ["parent", "child"]
+
+
+def test_a_negative_interval_raises_value_error(open_queue):
+    with pytest.raises(ValueError, match="sync"):
+        open_queue(sync=-1)
