@@ -1,0 +1,172 @@
+"""A full disk: the put raises, the queue stays readable and drains, and goes on when there is room."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+
+import pytest
+from processes import PRELUDE
+
+
+@pytest.fixture
+def on_a_small_disk(tmp_path):
+    """Run code with `path` on a file system of few mebibytes that is its own and goes with it."""
+    where = tmp_path / "small"
+    where.mkdir()
+    for inside in (["unshare", "--mount"], ["unshare", "--mount", "--user", "--map-root-user"]):
+        probe = [*inside, "mount", "-t", "tmpfs", "-o", "size=1m", "none", str(where)]
+        if shutil.which("unshare") and subprocess.run(probe, capture_output=True).returncode == 0:
+            break
+    else:
+        pytest.skip("no permission to mount a small file system")
+
+    def run(code, size="8m"):
+        mount = f'mount -t tmpfs -o size={size} none "$1" && exec "$2" -c "$3" "$1/q.dq"'
+        done = subprocess.run(
+            [*inside, "sh", "-c", mount, "sh", str(where), sys.executable, PRELUDE + code],
+            capture_output=True,
+            text=True,
+            timeout=50,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return run
+
+
+FILL = """
+import errno
+q = DurableQueue(path, sync=None)
+placed = 0
+try:
+    while True:
+        q.put((placed, os.urandom(50_000)))
+        placed += 1
+except OSError as error:
+    assert error.errno == errno.ENOSPC, error
+    assert path in str(error), error
+assert placed > 20
+"""
+
+
+def test_a_put_on_a_full_disk_raises_enospc_and_names_the_file(on_a_small_disk):
+    on_a_small_disk(FILL)
+
+
+def test_what_was_put_before_the_disk_was_full_is_delivered(on_a_small_disk):
+    on_a_small_disk(
+        FILL
+        + """
+assert q.qsize() == placed
+for number in range(placed):
+    assert q.get_nowait()[0] == number
+    q.task_done()
+assert q.empty() and q.stats().unfinished == 0
+"""
+    )
+
+
+def test_after_draining_there_is_room_again(on_a_small_disk):
+    on_a_small_disk(
+        FILL
+        + """
+for _ in range(placed):
+    q.get_nowait()
+    q.task_done()
+for number in range(20):
+    q.put(os.urandom(50_000))
+assert q.qsize() == 20
+"""
+    )
+
+
+def test_a_batch_that_does_not_fit_leaves_no_part_of_itself_unreadable(on_a_small_disk):
+    on_a_small_disk(
+        """
+q = DurableQueue(path, sync=None)
+q.put("before")
+try:
+    q.put_many(os.urandom(50_000) for _ in range(500))
+except OSError:
+    pass
+assert q.get_nowait() == "before"
+while not q.empty():
+    assert len(q.get_nowait()) == 50_000
+    q.task_done()
+q.task_done()
+q.put("after")
+assert q.get_nowait() == "after"
+"""
+    )
+
+
+def test_a_full_queue_can_be_closed_and_opened_again(on_a_small_disk):
+    on_a_small_disk(
+        FILL
+        + """
+q.close()
+with DurableQueue(path) as again:
+    assert again.qsize() == placed
+    assert again.get_nowait()[0] == 0
+"""
+    )
+
+
+def test_a_full_queue_can_be_recovered_with_the_control_words_of_another_boot(on_a_small_disk):
+    # They take room that the new ones need.
+    on_a_small_disk(
+        FILL
+        + """
+q.close()
+import gc
+del q
+gc.collect()
+with open(path + "-shm", "r+b") as file:
+    file.write(bytes(64))
+with DurableQueue(path) as again:
+    assert again.qsize() == placed
+    assert [again.get_nowait()[0] for _ in range(placed)] == list(range(placed))
+"""
+    )
+
+
+def test_a_full_queue_can_be_recovered_without_its_companions(on_a_small_disk):
+    on_a_small_disk(
+        FILL
+        + """
+q.close()
+import gc
+del q
+gc.collect()
+os.unlink(path + "-shm")
+with DurableQueue(path) as again:
+    assert again.qsize() == placed
+    assert [again.get_nowait()[0] for _ in range(placed)] == list(range(placed))
+"""
+    )
+
+
+def test_a_queue_that_cannot_be_created_names_the_file(on_a_small_disk):
+    on_a_small_disk(
+        """
+import errno
+with open(os.path.dirname(path) + "/ballast", "wb", buffering=0) as ballast:
+    try:
+        while True:
+            ballast.write(bytes(4096))
+    except OSError:
+        pass
+try:
+    DurableQueue(path)
+except OSError as error:
+    assert error.errno == errno.ENOSPC, error
+    assert path in str(error), error
+else:
+    raise AssertionError("created without room")
+os.unlink(os.path.dirname(path) + "/ballast")
+DurableQueue(path).close()
+""",
+        "1m",
+    )
