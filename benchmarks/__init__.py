@@ -1,0 +1,1 @@
+"""Figures for durableq, each printed by a program of its own: `python -m benchmarks.growth`."""
