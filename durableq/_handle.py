@@ -25,14 +25,16 @@ from durableq._locks import HotLock, cold_lock
 from durableq._owner import Owners
 from durableq._reclaim import Reclaimer
 from durableq._recovery import rebuild
-from durableq._spool import Options, Spool
+from durableq._spool import Options, Spool, check_place
 from durableq._state import (
     BASE,
     EPOCH,
     GET_WAITERS,
     H_BUSY,
+    HEAD_MUTEX,
     OWNER_LENT,
     SHUTDOWN,
+    TAIL_MUTEX,
     Control,
     belongs,
     create,
@@ -59,15 +61,17 @@ class Handle:
         self._mode = mode
         self._runs_code = runs_code
         self._barred: DurableQError | None = None
+        self._unfit = False  # barred or forked: what the hot paths look at
         self._own_code = 0
         self._forked = False
-        self._reopening = threading.Lock()
+        self._guard = threading.Lock()
         self._open(create)
         _open_handles[id(self)] = self
 
     # -- opening and closing -------------------------------------------------------------------------------------------
 
     def _open(self, create_file: bool) -> None:
+        check_place(self.path)  # before the lock file: nothing is created where the queue is refused
         with cold_lock(self.path):
             self._spool = spool = Spool.open(self.path, self._wanted, self._mode, create=create_file, runs_code=self._runs_code)
             control_fd = -1
@@ -124,6 +128,8 @@ class Handle:
 
     def _recover(self) -> None:
         try:
+            for mutex in (TAIL_MUTEX, HEAD_MUTEX):
+                _os.mutex_create(self._control.address + mutex)
             Ledger.create(self._mapped_fd, self._words)
             self._ledger.attach()
             rebuild(self._spool, self._control, self._ledger, os.fstat(self._spool.fd).st_size)
@@ -132,8 +138,10 @@ class Handle:
 
     def _join_owners(self, control_fd: int) -> None:
         words = self._words
-        self._tail = HotLock(self._spool.fd)
-        self._head = HotLock(control_fd)
+        self._control_fd = control_fd
+        self._fd = self._spool.fd
+        self._tail = HotLock(self._control.address + TAIL_MUTEX, self.path)
+        self._head = HotLock(self._control.address + HEAD_MUTEX, self.path)
         self._wakeup = Wakeup(self._control)
         self._owners = Owners(self._control, control_fd, self.path)
         self._reclaimer = Reclaimer(self._spool, self._control, self._ledger, self._tail)
@@ -160,18 +168,23 @@ class Handle:
         if self._forked:
             self._barred = self._barred or ClosedError(f"{self.path}: the queue is closed")
             return
-        with self._tail.mutex, self._head.mutex:
+        with self._guard:
             if isinstance(self._barred, ClosedError):
                 return
             poisoned = self._barred is not None
-            self._barred = ClosedError(f"{self.path}: the queue is closed; open it again to go on")
+            self._bar(ClosedError(f"{self.path}: the queue is closed; open it again to go on"))
         self._wake_everybody()
         self._committer.close()
         with cold_lock(self.path):
             with self._tail.held(), self._head.held():
+                barred, self._barred = self._barred, None  # the last step in is ours
                 self._see_tail()
                 self._see_head()
+                self._barred = barred
                 self._owners.release(self._ledger)
+                # What comes after us into the locks in another thread finds another epoch and looks, before it touches
+                # a descriptor that may soon belong to another file.
+                self._tail_epoch = self._head_epoch = -1
                 if self._owners.alone():
                     self._words[SHUTDOWN] = 0
                     if not poisoned:
@@ -189,10 +202,10 @@ class Handle:
             self.close()
 
     def _let_go(self) -> None:
-        with self._tail.mutex, self._head.mutex:
+        with self._tail.held(), self._head.held():
             self._ledger.detach()
             os.close(self._mapped_fd)
-            os.close(self._head.fd)
+            os.close(self._control_fd)
             self._spool.close()
 
     @property
@@ -201,7 +214,9 @@ class Handle:
         return isinstance(self._barred, ClosedError)
 
     def _bar(self, error: DurableQError) -> None:
-        self._barred = self._barred or error
+        if self._barred is None or isinstance(error, ClosedError):
+            self._barred = error
+        self._unfit = True
 
     def _poison(self, exc: OSError) -> None:
         self._bar(
@@ -215,13 +230,12 @@ class Handle:
 
     def _check(self) -> None:
         """Raise what bars this handle from working: closed or poisoned. Reopen what a fork has left unusable."""
-        if self._barred is not None:
-            raise type(self._barred)(*self._barred.args)
+        self._check_barred()
         if self._forked:
-            with self._reopening:
+            with self._guard:
                 if self._forked:
                     self._open(False)
-                    self._forked = False
+                    self._forked = self._unfit = False
 
     def _look_around(self) -> bool:
         """Now and then: is the path still ours, did a holder of lent items die? Whether something was returned."""
@@ -235,6 +249,10 @@ class Handle:
             self._wakeup.wake(GET, returned)
         return returned > 0
 
+    def _check_barred(self) -> None:
+        if self._barred is not None:
+            raise type(self._barred)(*self._barred.args)
+
     # -- fork ----------------------------------------------------------------------------------------------------------
 
     def _after_fork(self) -> None:
@@ -244,16 +262,17 @@ class Handle:
         are open here, the parent's death would not free its locks.
         """
         if self._barred is None and not self._forked:
-            for fd in (self._spool.fd, self._head.fd, self._mapped_fd):
+            for fd in (self._spool.fd, self._control_fd, self._mapped_fd):
                 os.close(fd)
             self._spool.fd = -1
-        self._reopening = threading.Lock()  # another thread of the parent may have held it
-        self._forked = True
+        self._guard = threading.Lock()  # another thread of the parent may have held it
+        self._forked = self._unfit = True
 
     # -- stepping in ---------------------------------------------------------------------------------------------------
 
     def _see_tail(self) -> None:
         """Under the tail lock: catch up with the epoch."""
+        self._check_barred()
         if self._words[EPOCH] & 1:
             with self._head.held():
                 if self._words[EPOCH] & 1:
@@ -263,6 +282,7 @@ class Handle:
 
     def _see_head(self) -> None:
         """Under the head lock: catch up with the epoch, and end what a dead process left half done."""
+        self._check_barred()
         words = self._words
         while words[EPOCH] & 1:
             with self._tail.tried() as held:
@@ -270,9 +290,10 @@ class Handle:
                     self._reclaimer.settle()
                     continue
             # A producer has the tail; it may want the head to settle this itself. Let it.
-            _os.flock(self._head.fd, _os.LOCK_UN)
+            _os.mutex_unlock(self._head.address)
             time.sleep(0.001)
-            _os.flock(self._head.fd, _os.LOCK_EX)
+            if code := _os.mutex_try(self._head.address):
+                self._head.wait(code)
         self._ledger.attach()
         if words[H_BUSY]:
             self._ledger.recount(self._control.head()[0])

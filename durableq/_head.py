@@ -52,7 +52,7 @@ from durableq._state import (
 from durableq._wakeup import EVERYBODY, GET, JOIN, PUT
 from durableq.errors import ShutDown
 
-_LOCK_EX, _LOCK_UN = _os.LOCK_EX, _os.LOCK_UN
+_mutex_try, _mutex_unlock = _os.mutex_try, _os.mutex_unlock
 WINDOW = 64 << 10
 """Bytes read ahead. Published records do not change (but for their state, which is READY behind the head)."""
 
@@ -76,32 +76,33 @@ class HeadEnd(Handle):
         exception comes (KeyboardInterrupt can come anywhere), `untake(box)` gives back what was taken.
         Raises ShutDown, and OSError from the disk.
         """
-        if self._barred is not None or self._forked:
+        if self._unfit:
             self._check()
         if monotonic() > self._look_at:
             self._look_around()
         words = self._words
-        with self._head.mutex:
-            try:
-                _os.flock(self._head.fd, _LOCK_EX)
-                if words[EPOCH] != self._head_epoch or words[H_BUSY]:
-                    self._see_head()
-                if words[SHUTDOWN] > 1:
+        lock = self._head
+        try:
+            if code := _mutex_try(lock.address):
+                lock.wait(code)
+            if words[EPOCH] != self._head_epoch or words[H_BUSY]:
+                self._see_head()
+            if words[SHUTDOWN] > 1:
+                raise ShutDown
+            words[H_BUSY] = 1
+            if words[RETURNED] or words[NEXT_DUE] != NEVER:
+                self._take_returned(box, limit, done, reserved)
+            while len(box) < limit and self._take_fresh(box, limit, done, reserved):
+                pass
+            if done:
+                self._tidy()
+            words[H_BUSY] = 0
+            if not box:
+                if words[SHUTDOWN]:
                     raise ShutDown
-                words[H_BUSY] = 1
-                if words[RETURNED] or words[NEXT_DUE] != NEVER:
-                    self._take_returned(box, limit, done, reserved)
-                while len(box) < limit and self._take_fresh(box, limit, done, reserved):
-                    pass
-                if done:
-                    self._tidy()
-                words[H_BUSY] = 0
-                if not box:
-                    if words[SHUTDOWN]:
-                        raise ShutDown
-                    return False
-            finally:
-                _os.flock(self._head.fd, _LOCK_UN)
+                return False
+        finally:
+            _mutex_unlock(lock.address)
         if words[PUT_WAITERS]:
             self._wakeup.wake(PUT, len(box))
         if done:
@@ -186,14 +187,14 @@ class HeadEnd(Handle):
             piece = bytearray(buffer[first:end])
             for offset in offsets:
                 piece[offset - first + STATE_OFFSET] = DONE
-            _os.pwrite_all(self._tail.fd, piece, place + first)
+            _os.pwrite_all(self._fd, piece, place + first)
         else:
             for offset in offsets:
-                _os.pwrite(self._tail.fd, DONE_BYTE, place + offset + STATE_OFFSET)
+                _os.pwrite(self._fd, DONE_BYTE, place + offset + STATE_OFFSET)
 
     def _read_ahead(self, position: int) -> bytes:
         """The bytes from a position on: a window full, or all of the first record if that is longer."""
-        fd, offset = self._tail.fd, position - self._head_base
+        fd, offset = self._fd, position - self._head_base
         available = self._tail_seen - position
         buffer = _os.pread(fd, min(WINDOW, available), offset)
         header = decode(buffer, 0, position, self._salt)
@@ -207,7 +208,7 @@ class HeadEnd(Handle):
     def _pass_odd(self, position: int, sequence: int) -> None:
         """Deal with what is at the head and cannot be delivered as it is: one step, either the head moves or it is mended."""
         self._buffer_at = NEVER
-        reader = Reader(self._tail.fd, self._salt, self._head_base)
+        reader = Reader(self._fd, self._salt, self._head_base)
         header = reader.header(position)
         if header is None or position + header.size > self._tail_seen:
             following = reader.following(position + 8, self._tail_seen)
@@ -264,7 +265,7 @@ class HeadEnd(Handle):
     def _take_entry(self, i: int, box: list[Taken], done: bool, reserved: int, code: int) -> None:
         ledger = self._ledger
         position, size = ledger.position[i], ledger.size(i)
-        data = _os.pread(self._tail.fd, size, position - self._head_base)
+        data = _os.pread(self._fd, size, position - self._head_base)
         header = decode(data, 0, position, self._salt)
         payload = data[HEADER_SIZE : HEADER_SIZE + header.length] if header else b""
         if header is None or len(data) < size or crc32(payload) != header.sum:
@@ -280,7 +281,7 @@ class HeadEnd(Handle):
             self._bury_letter(i)
             return
         count = min(count, MAX_COUNT)
-        _os.pwrite(self._tail.fd, bytes([min(count, 255)]), position - self._head_base + STATE_OFFSET + 1)
+        _os.pwrite(self._fd, bytes([min(count, 255)]), position - self._head_base + STATE_OFFSET + 1)
         if done:
             box.append((position, -1, count, header.tag, header.enqueued, payload))
             self._write_state(position, DONE_BYTE)
@@ -297,22 +298,23 @@ class HeadEnd(Handle):
 
     def ack(self, position: int, index: int, count: int) -> bool:
         """Make a lent item done; False if it is no longer ours, and then nothing was changed."""
-        if self._barred is not None or self._forked:
+        if self._unfit:
             self._check()
         words = self._words
-        with self._head.mutex:
-            try:
-                _os.flock(self._head.fd, _LOCK_EX)
-                if words[EPOCH] != self._head_epoch or words[H_BUSY]:
-                    self._see_head()
-                i = self._ours(position, index, count)
-                if i < 0:
-                    return False
-                words[H_BUSY] = 1
-                self._finish(i, position)
-                words[H_BUSY] = 0
-            finally:
-                _os.flock(self._head.fd, _LOCK_UN)
+        lock = self._head
+        try:
+            if code := _mutex_try(lock.address):
+                lock.wait(code)
+            if words[EPOCH] != self._head_epoch or words[H_BUSY]:
+                self._see_head()
+            i = self._ours(position, index, count)
+            if i < 0:
+                return False
+            words[H_BUSY] = 1
+            self._finish(i, position)
+            words[H_BUSY] = 0
+        finally:
+            _mutex_unlock(lock.address)
         self._is_done()
         return True
 
@@ -341,7 +343,7 @@ class HeadEnd(Handle):
                 return False
             ledger = self._ledger
             deliveries = count & MAX_COUNT
-            _os.pwrite(self._tail.fd, bytes([min(deliveries, 255)]), position - self._head_base + STATE_OFFSET + 1)
+            _os.pwrite(self._fd, bytes([min(deliveries, 255)]), position - self._head_base + STATE_OFFSET + 1)
             if is_dead_letter(ledger.owner[i]):
                 ledger.change(i, DEAD_CODE)
             elif self._max_deliveries and deliveries >= self._max_deliveries:
@@ -353,7 +355,7 @@ class HeadEnd(Handle):
                 ledger.set_until(i, due)
             else:
                 ledger.change(i, RETURNED_CODE)
-                _os.advise_needed(self._tail.fd, position - self._head_base, ledger.size(i))
+                _os.advise_needed(self._fd, position - self._head_base, ledger.size(i))
         self._news()
         return True
 
@@ -427,7 +429,7 @@ class HeadEnd(Handle):
             i = ledger.next_dead()
             while i >= 0:
                 position = ledger.position[i]
-                _os.pwrite(self._tail.fd, bytes([READY, 0]), position - self._head_base + STATE_OFFSET)
+                _os.pwrite(self._fd, bytes([READY, 0]), position - self._head_base + STATE_OFFSET)
                 ledger.count[i] = 0
                 ledger.change(i, RETURNED_CODE)
                 n += 1
@@ -451,7 +453,7 @@ class HeadEnd(Handle):
 
     def _finish(self, i: int, position: int) -> None:
         # The mark first: an entry whose record is done is noticed, a record without an entry would be lost.
-        _os.pwrite(self._tail.fd, DONE_BYTE, position - self._head_base + STATE_OFFSET)
+        _os.pwrite(self._fd, DONE_BYTE, position - self._head_base + STATE_OFFSET)
         self._words[UNPUNCHED] += self._ledger.free(i)
         self._tidy()
 
@@ -460,6 +462,7 @@ class HeadEnd(Handle):
         words = self._words
         if words[UNPUNCHED] >= BATCH:
             self._reclaimer.run()
+            self._reclaimer.trim()
         if not words[LIVE]:
             head = self._control.head()[0]
             if head - self._head_base > REWIND and head == self._control.tail()[0]:
@@ -470,14 +473,14 @@ class HeadEnd(Handle):
         self._ledger.change(i, DEAD_CODE)
 
     def _write_state(self, position: int, state: bytes) -> None:
-        _os.pwrite(self._tail.fd, state, position - self._head_base + STATE_OFFSET)
+        _os.pwrite(self._fd, state, position - self._head_base + STATE_OFFSET)
 
     def _write_due(self, position: int, due: int) -> None:
-        _os.pwrite(self._tail.fd, encode_due(due).to_bytes(8, "little"), position - self._head_base + DUE_OFFSET)
+        _os.pwrite(self._fd, encode_due(due).to_bytes(8, "little"), position - self._head_base + DUE_OFFSET)
 
     def _set_aside(self, position: int, end: int) -> int:
         """Keep damaged bytes in `q.dq-damaged` and count them; 0 if they are zeros: space given back, no damage."""
-        data = _os.pread(self._tail.fd, end - position, position - self._head_base)
+        data = _os.pread(self._fd, end - position, position - self._head_base)
         if not data.strip(b"\0"):
             return 0
         offset = position - self._head_base

@@ -1,69 +1,88 @@
 """The two hot locks and the cold one.
 
-A hot lock excludes the other processes by `flock` on a descriptor of its own and the other threads of this handle by a
-`threading.Lock`: threads share the open file description, so to `flock` they are one. The kernel drops it with its
-holder. The three busiest paths take it in line, in this form and no other:
+A hot lock is a robust mutex of the C library in the mapped control file. It excludes threads and processes alike, costs no
+system call while nobody else wants it (0.25 microseconds where an `flock` and a `threading.Lock` took 1.5 together), and
+the kernel passes it on when its holder dies, by whatever signal: the next one is told (EOWNERDEAD) and looks after what
+was left half done. The three busiest paths take it in line, in this form and no other:
 
-    with lock.mutex:
-        try:
-            flock(lock.fd, LOCK_EX)
-            ...
-        finally:
-            flock(lock.fd, LOCK_UN)
+    try:
+        if code := mutex_try(lock.address):
+            lock.wait(code)
+        ...
+    finally:
+        mutex_unlock(lock.address)
 
 The `try` comes before the lock is taken, because a KeyboardInterrupt can land between any two byte codes: unlocking what
-we do not hold does nothing (nobody else uses this descriptor while we have the mutex), not unlocking would hang everybody.
+this thread does not hold does nothing, not unlocking would hang everybody. A forked child does not hold what its parent's
+thread held, and cannot unlock it. As with `queue.Queue`, a signal handler must not put or get on the very queue whose put
+or get it interrupted.
 
 Locks nest in one order only: tail, then head. Who has the head and wants the tail may only try.
 """
 
 from __future__ import annotations
 
-import threading
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from durableq import _os
 
+_SLICE = 0.1
+"""Seconds after which a wait for the lock gives Python a chance to run signal handlers."""
+
 
 class HotLock:
-    """A mutex over the threads of this handle and a file lock over the processes."""
+    """One of the two mutexes in the control file."""
 
-    def __init__(self, fd: int) -> None:
-        self.fd = fd
-        self.mutex = threading.Lock()
+    def __init__(self, address: int, path: str) -> None:
+        self.address = address
+        self._path = path
+
+    def wait(self, code: int) -> None:
+        """Take the lock after `mutex_try` gave this code: not 0. What a dead holder left half done, `_see_*` looks after."""
+        while code:
+            if code == errno.EOWNERDEAD:  # taken; an unlock without this would make the lock useless for ever
+                _os.mutex_mend(self.address)
+                return
+            if code == errno.ENOTRECOVERABLE:
+                self._renew()
+            code = _os.mutex_wait(self.address, _SLICE)
+
+    def _renew(self) -> None:
+        """Nobody holds it and nobody can: an interrupt came between EOWNERDEAD and the mending. Make it anew."""
+        with cold_lock(self._path):
+            if _os.mutex_try(self.address) == errno.ENOTRECOVERABLE:
+                _os.mutex_create(self.address)
+            else:
+                _os.mutex_unlock(self.address)
 
     @contextmanager
     def held(self) -> Iterator[None]:
         """The lock, for paths that are not hot."""
-        with self.mutex:
-            try:
-                _os.flock(self.fd, _os.LOCK_EX)
-                yield
-            finally:
-                _os.flock(self.fd, _os.LOCK_UN)
+        try:
+            if code := _os.mutex_try(self.address):
+                self.wait(code)
+            yield
+        finally:
+            _os.mutex_unlock(self.address)
 
     @contextmanager
     def tried(self) -> Iterator[bool]:
-        """The lock if it is free at this moment; yields whether it is held."""
-        if not self.mutex.acquire(blocking=False):
-            yield False
-            return
+        """The lock if it is free at this moment; yields whether it is held. Never for a thread that holds it already."""
         try:
-            try:
-                _os.flock(self.fd, _os.LOCK_EX | _os.LOCK_NB)
-            except BlockingIOError:
-                yield False
-            else:
-                yield True
+            code = _os.mutex_try(self.address)
+            if code == errno.EOWNERDEAD:
+                _os.mutex_mend(self.address)
+                code = 0
+            yield code == 0
         finally:
-            _os.flock(self.fd, _os.LOCK_UN)
-            self.mutex.release()
+            _os.mutex_unlock(self.address)
 
 
 @contextmanager
 def cold_lock(path: str) -> Iterator[None]:
-    """The lock for create, recover, repair, collapse and close of the queue at `path`; among all processes."""
+    """The lock for create, recover, repair, compact and close of the queue at `path`; among all processes."""
     import filelock  # where it is used: the hot path never does, and it brings asyncio with it
 
     lock = filelock.FileLock(f"{path}-lock", timeout=60, mode=0o600)

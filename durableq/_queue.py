@@ -161,7 +161,8 @@ class DurableQueue(ItemReader):
 
     def full(self) -> bool:
         """Whether `maxsize` items wait. Others may change that at any time."""
-        return 0 < self.maxsize <= self.qsize()
+        waiting = self.qsize()
+        return 0 < self.maxsize <= waiting
 
     @property
     def maxsize(self) -> int:

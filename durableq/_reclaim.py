@@ -61,6 +61,9 @@ class Reclaimer:
         dead = self._ledger.dead_bytes()
         if dead >= BATCH:
             self.sweep(BATCH // 64 if dead < 2 * BATCH else _os.BLOCK * 4)
+
+    def trim(self) -> None:
+        """Collapse the hole in front if it has become long, and no producer is at work this moment. Without the tail lock."""
         words = self._words
         hole = words[PUNCHED] - words[BASE] - SUPERBLOCK
         if hole >= COLLAPSE_AT and self._control.tail()[0] - words[PUNCHED] <= COLLAPSE_BEHIND:
@@ -108,7 +111,10 @@ class Reclaimer:
         self.punch(low, high)
 
     def rewind(self) -> bool:
-        """Start at the front of the file again, if the queue is drained and no producer is at work this moment."""
+        """Start at the front of the file again, if the queue is drained and no producer is at work this moment.
+
+        Without the tail lock.
+        """
         with self._tail_lock.tried() as held:
             if not held:
                 return False

@@ -199,6 +199,14 @@ class Spool:
         return OSError(exc.errno, f"{what}: {os.strerror(exc.errno or 0)}; {remedy}", self.path)
 
 
+def check_place(path: str) -> None:
+    """Raise IsADirectoryError or FileNotFoundError if no file can be at `path`."""
+    if os.path.isdir(path):
+        raise IsADirectoryError(errno.EISDIR, "is a directory; name a file in it, for example with .dq at the end", path)
+    if not os.path.isdir(os.path.dirname(path)):
+        raise FileNotFoundError(errno.ENOENT, "its directory is missing; check the path or create the directory", path)
+
+
 def _open_file(path: str, mode: int, create: bool) -> int:
     flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK  # a FIFO must not make us wait for its other end
     try:
@@ -211,13 +219,8 @@ def _open_file(path: str, mode: int, create: bool) -> int:
             os.fchmod(fd, mode)  # whatever the umask says: the mode is part of the promise
         os.set_blocking(fd, True)
         return fd
-    except IsADirectoryError:
-        raise IsADirectoryError(
-            errno.EISDIR, "is a directory; name a file in it, for example with .dq at the end", path
-        ) from None
     except FileNotFoundError:
-        what = "no such queue; create it first" if os.path.isdir(os.path.dirname(path)) else "its directory is missing"
-        raise FileNotFoundError(errno.ENOENT, f"{what}; check the path or create the directory", path) from None
+        raise FileNotFoundError(errno.ENOENT, "no such queue; check the path, or create it first", path) from None
     except PermissionError as exc:
         raise PermissionError(
             exc.errno, "no permission to read and write the queue; run as its owner or change its mode", path

@@ -6,8 +6,9 @@ word says below what a death between two stores means. Words are 64-bit and stor
 stores a whole word at once (`struct.pack_into` goes byte by byte).
 
     bytes          content
-    0     - 255    identity: magic, version, boot id, device and inode of the spool, its salt; written before `EPOCH`
-    256   - 4095   control words, one cache line (8 words) for each party that writes them often
+    0     - 255    identity: magic, version, boot id, device and inode of the spool, its salt, kind of C library
+    256   - 3839   control words, one cache line (8 words) for each party that writes them often
+    3840, 3968     the mutexes of the tail and of the head (`_locks`)
     4096  - 69631  1,024 owner slots of 64 bytes
     69632 -        ledger regions (see `_leases`), preallocated, page-aligned
 
@@ -23,7 +24,7 @@ stores a whole word at once (`struct.pack_into` goes byte by byte).
     T_GEN           producers       tail          generation of the last tail checkpoint
     PUT_DELAYED     producers       tail          records ever put with a delay (statistics: one off at worst)
     H_COMMIT        consumers       head          (passed records << 1 | flip), as T_COMMIT
-    H_POS[2]        consumers       head          all records from H_POS[flip] on are waiting; all before are done or in the ledger
+    H_POS[2]        consumers       head          from H_POS[flip] on all records wait; before it they are done or in the ledger
     H_BUSY          consumers       head          1: the holder died in the middle; the next one recounts (`_see_head`)
     H_LIMIT         consumers       head          the head checkpoint on disk vouches for nothing done from here on
     H_GEN           consumers       head          generation of the last head checkpoint
@@ -66,12 +67,13 @@ GET_WAITERS, GET_WORD = 72, 73
 PUT_WAITERS, PUT_WORD = 80, 81
 JOIN_WAITERS, JOIN_WORD = 88, 89
 SYNCED = 96
+TAIL_MUTEX, HEAD_MUTEX = 3840, 3968  # bytes, a cache line each
 
 # The words of an owner slot, counted from its first word. All are written under the head lock but LENT, which only its
 # owner writes: non-zero means that this owner may hold lent items, and so that its death matters.
 OWNER_PID, OWNER_LENT, OWNER_GET, OWNER_PUT, OWNER_JOIN = range(5)
 
-_IDENTITY = struct.Struct("<8s16sQQI")
+_IDENTITY = struct.Struct("<8s16sQQII")
 
 
 def owner_word(slot: int) -> int:
@@ -138,7 +140,7 @@ class Control:
 def identity(spool_fd: int, salt: int) -> bytes:
     """What the first bytes of a control file must be to belong to this spool in this boot."""
     info = os.fstat(spool_fd)
-    return _IDENTITY.pack(SHM_MAGIC, _os.boot_id(), info.st_dev, info.st_ino, salt)
+    return _IDENTITY.pack(SHM_MAGIC, _os.boot_id(), info.st_dev, info.st_ino, salt, _os.mutex_flavour())
 
 
 def belongs(fd: int, expected: bytes) -> bool:

@@ -208,12 +208,12 @@ class Store(TailEnd):
         with cold_lock(self.path), self._tail.held():
             self._see_tail()
             with self._entered():
-                before = os.fstat(self._tail.fd).st_blocks
+                before = os.fstat(self._fd).st_blocks
                 mark_head(self._spool, self._control)
                 self._reclaimer.punch_floor()
                 self._reclaimer.sweep(1)
                 self._reclaimer.collapse()
-                return (before - os.fstat(self._tail.fd).st_blocks) * 512
+                return (before - os.fstat(self._fd).st_blocks) * 512
 
     def sync(self) -> None:
         """Return once everything that was put or done before this call is on the disk, whatever the policy."""
@@ -253,7 +253,7 @@ class Store(TailEnd):
         found: list[Taken] = []
         with self._head.held():
             self._see_head()
-            reader = Reader(self._tail.fd, self._salt, self._head_base)
+            reader = Reader(self._fd, self._salt, self._head_base)
             i = self._ledger.search(code)
             while i >= 0 and len(found) < n:
                 self._show(reader, reader.header(self._ledger.position[i]), self._ledger.count[i], found)
@@ -280,7 +280,7 @@ class Store(TailEnd):
         words, control = self._words, self._control
         with self._head.held():
             self._see_head()
-            info = os.fstat(self._tail.fd)
+            info = os.fstat(self._fd)
             unseen = max(0, words[PUT_DELAYED] - words[SEEN_DELAYED])
             waiting = control.waiting()
             delayed = min(words[DELAYED] + unseen, waiting)

@@ -26,7 +26,7 @@ from durableq._state import (
 from durableq._wakeup import GET
 from durableq.errors import ShutDown
 
-_LOCK_EX, _LOCK_UN = _os.LOCK_EX, _os.LOCK_UN
+_mutex_try, _mutex_unlock = _os.mutex_try, _os.mutex_unlock
 _HEAD = 24  # bytes at the front of a record that depend on its position; its body is the rest
 _LARGE = 64 << 10  # from here on copying a body costs more than a second element in a vector
 
@@ -43,44 +43,45 @@ class TailEnd(HeadEnd):
         Each body is what `encode_body` made, `due` the header's due field. When this returns, those items are in the queue
         and survive the death of every process; when it raises, none of them is. Raises ShutDown, and OSError from the disk.
         """
-        if self._barred is not None or self._forked:
+        if self._unfit:
             self._check()
         if monotonic() > self._look_at:
             self._look_around()
         words = self._words
-        with self._tail.mutex:
-            commit = -1
-            try:
-                _os.flock(self._tail.fd, _LOCK_EX)
-                if words[EPOCH] != self._tail_epoch:
-                    self._see_tail()
-                if words[SHUTDOWN]:
-                    raise ShutDown
-                if words[MAXSIZE] or self._max_bytes:
-                    bodies = self._fitting(bodies)
-                    if not bodies:
-                        return 0
-                commit = words[T_COMMIT]
-                flip = commit & 1
-                end = words[T_POS + flip]
-                if len(bodies) == 1:
-                    end += self._write(bodies[0], end, due)
-                else:
-                    end += self._write_many(bodies, end)
-                words[T_POS + (flip ^ 1)] = end
-                words[T_COMMIT] = commit + 2 * len(bodies) ^ 1  # this store publishes them
-                if due:
-                    words[PUT_DELAYED] += 1
-                if end > words[T_MARK]:
-                    mark_tail(self._spool, self._control)
-            except BaseException as exc:
-                if commit >= 0 and words[T_COMMIT] == commit:
-                    self._undo_append()
-                if isinstance(exc, OSError) and exc.filename is None:
-                    raise self._spool.disk_error(exc, "the item was not put") from exc
-                raise
-            finally:
-                _os.flock(self._tail.fd, _LOCK_UN)
+        lock = self._tail
+        commit = -1
+        try:
+            if code := _mutex_try(lock.address):
+                lock.wait(code)
+            if words[EPOCH] != self._tail_epoch:
+                self._see_tail()
+            if words[SHUTDOWN]:
+                raise ShutDown
+            if words[MAXSIZE] or self._max_bytes:
+                bodies = self._fitting(bodies)
+                if not bodies:
+                    return 0
+            commit = words[T_COMMIT]
+            flip = commit & 1
+            end = words[T_POS + flip]
+            if len(bodies) == 1:
+                end += self._write(bodies[0], end, due)
+            else:
+                end += self._write_many(bodies, end)
+            words[T_POS + (flip ^ 1)] = end
+            words[T_COMMIT] = commit + 2 * len(bodies) ^ 1  # this store publishes them
+            if due:
+                words[PUT_DELAYED] += 1
+            if end > words[T_MARK]:
+                mark_tail(self._spool, self._control)
+        except BaseException as exc:
+            if commit >= 0 and words[T_COMMIT] == commit:
+                self._undo_append()
+            if isinstance(exc, OSError) and exc.filename is None:
+                raise self._spool.disk_error(exc, "the item was not put") from exc
+            raise
+        finally:
+            _mutex_unlock(lock.address)
         # Published first, looked for sleepers second: see `_wakeup`.
         if words[GET_WAITERS]:
             self._wakeup.wake(GET, len(bodies))
@@ -91,9 +92,9 @@ class TailEnd(HeadEnd):
     def _write(self, body: bytes, position: int, due: int) -> int:
         head = pack_head(MAGIC, READY, 0, 0, position, due)
         if len(body) < _LARGE:
-            written = _os.pwrite(self._tail.fd, head + body, position - self._base)
+            written = _os.pwrite(self._fd, head + body, position - self._base)
         else:
-            written = _os.pwritev(self._tail.fd, (head, body), position - self._base)
+            written = _os.pwritev(self._fd, (head, body), position - self._base)
         if written != _HEAD + len(body):
             _full()
         return written
@@ -105,14 +106,14 @@ class TailEnd(HeadEnd):
             parts.append(pack_head(MAGIC, READY, 0, 0, end, 0))
             parts.append(body)
             end += _HEAD + len(body)
-        if _os.pwrite(self._tail.fd, b"".join(parts), position - self._base) != end - position:
+        if _os.pwrite(self._fd, b"".join(parts), position - self._base) != end - position:
             _full()
         return end - position
 
     def _undo_append(self) -> None:
         """Nothing exists past the tail, not even for the next boot: cut off what an interrupted append left there."""
         with suppress(OSError):  # a disk that refuses even this: the bytes are past the tail all the same
-            _os.ftruncate(self._tail.fd, self._control.tail()[0] - self._base)
+            _os.ftruncate(self._fd, self._control.tail()[0] - self._base)
 
     def _fitting(self, bodies: Sequence[bytes]) -> Sequence[bytes]:
         """As many of the first bodies as the bounds admit now, after dropping the oldest items if that is the policy."""
