@@ -147,9 +147,13 @@ class Bench:
 
     def take_and_ack(self, count: int) -> None:
         get, task_done = self.grown.get, self.grown.task_done
-        for _ in range(count):
-            get()
-            task_done()
+        while count > 0:
+            burst = range(min(self.options.burst, count))
+            for _ in burst:
+                get()
+            for _ in burst:
+                task_done()
+            count -= len(burst)
 
     # -- the scenarios -------------------------------------------------------------------------------------------------
 
