@@ -14,6 +14,7 @@ poisoned (PostgreSQL learned this in 2018) and its owner must open the queue aga
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable
 
 from durableq import _os
@@ -23,7 +24,9 @@ from durableq._state import SYNCED, Control
 class Committer:
     """The sync policy of one handle. `armed` is True while nobody has to call `wrote`."""
 
-    def __init__(self, fd: int, control: Control, sync: float | None, poison: Callable[[OSError], None]) -> None:
+    def __init__(
+        self, fd: int, control: Control, sync: float | None, poison: weakref.WeakMethod[Callable[[OSError], None]]
+    ) -> None:
         self._fd = fd
         self._control = control
         self._sync = sync
@@ -53,7 +56,9 @@ class Committer:
         try:
             _os.fdatasync(self._fd)
         except OSError as exc:
-            self._poison(exc)
+            poison = self._poison()
+            if poison is not None:
+                poison(exc)
             raise
         words = self._control.words
         if words[SYNCED] < covered:

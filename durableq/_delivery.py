@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from types import TracebackType
 from typing import Any
 
@@ -33,25 +35,25 @@ class Delivery:
 
     def ack(self) -> None:
         """The item is done."""
-        self._settle(self._store.ack(self._position, self._index, self._count), "ack")
+        self._settle(self._store.ack, "ack")
 
     def nack(self, delay: float = 0) -> None:
         """Give the item back, to be delivered again before all that waits, or after `delay` seconds."""
         if delay < 0:
             raise ValueError("'delay' must be a non-negative number")
-        self._settle(self._store.nack(self._position, self._index, self._count, delay), "nack")
+        self._settle(partial(self._store.nack, delay=delay), "nack")
 
     def reject(self) -> None:
         """Put the item with the dead letters."""
-        self._settle(self._store.reject(self._position, self._index, self._count), "reject")
+        self._settle(self._store.reject, "reject")
 
     def extend(self, seconds: float) -> None:
         """Keep the item for `seconds` from now, whatever the queue's lease says."""
         if self._settled or not self._store.extend(self._position, self._index, self._count, seconds):
             self._raise_stale("extend")
 
-    def _settle(self, changed: bool, what: str) -> None:
-        if self._settled or not changed:
+    def _settle(self, change: Callable[[int, int, int], bool], what: str) -> None:
+        if self._settled or not change(self._position, self._index, self._count):
             self._raise_stale(what)
         self._settled = True
 

@@ -40,6 +40,7 @@ from durableq._state import (
     create,
     identity,
     owner_word,
+    reuse,
 )
 from durableq._wakeup import EVERYBODY, GET, JOIN, PUT, RECHECK, Wakeup
 from durableq.errors import ClosedError, DamagedError, DurableQError, PoisonedError
@@ -105,17 +106,17 @@ class Handle:
             fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
         except OSError:
             fd = -1
-        if fd >= 0 and not belongs(fd, expected):
-            os.close(fd)
-            fd = -1
-        if fd < 0:
+        if fd < 0 or not belongs(fd, expected):
             if not _os.try_lock_byte(spool.fd, _USERS_BYTE):
+                if fd >= 0:
+                    os.close(fd)
                 raise DamagedError(
                     f"{path}: was deleted or overwritten while processes use the queue; "
                     f"stop them (`fuser {self.path}`), then open it again: nothing is lost"
                 )
             try:
-                fd = create(path, self._mode)
+                # With nobody else here, an old file is used again: on a full disk there may be no room for a new one.
+                fd = create(path, self._mode) if fd < 0 else reuse(fd)
                 _os.pwrite_all(fd, expected, 0)
             except OSError as exc:
                 if fd >= 0:
@@ -145,7 +146,7 @@ class Handle:
         self._wakeup = Wakeup(self._control)
         self._owners = Owners(self._control, control_fd, self.path)
         self._reclaimer = Reclaimer(self._spool, self._control, self._ledger, self._tail)
-        self._committer = Committer(self._spool.fd, self._control, self._sync, self._poison)
+        self._committer = Committer(self._fd, self._control, self._sync, weakref.WeakMethod(self._poison))
         self._tail_epoch = self._head_epoch = 0
         self._base = self._head_base = 0
         self._salt = self._spool.salt

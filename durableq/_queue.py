@@ -100,6 +100,10 @@ class DurableQueue(ItemReader):
         overtake it until then. Raises Full, ShutDown, ValueError (negative timeout; closed queue; larger than
         `max_bytes`), OSError (ENOSPC: the disk is full and the item was not put), and what the serializer raises.
         """
+        if timeout is not None and timeout < 0 and block:
+            raise ValueError("'timeout' must be a non-negative number")
+        if delay < 0:
+            raise ValueError("'delay' must be a non-negative number")
         body = self._encode(item)
         due = encode_due(time.time_ns() // 1_000_000 + int(delay * 1000)) if delay else 0
         if not self._store.append((body,), due):
@@ -115,6 +119,8 @@ class DurableQueue(ItemReader):
         Raises as `put`. All items are encoded before the first is appended. If a bound is reached, those that fit are in
         the queue and the rest waits for room; Full then says how many were put.
         """
+        if timeout is not None and timeout < 0 and block:
+            raise ValueError("'timeout' must be a non-negative number")
         bodies = [self._encode(item) for item in items]
         first = size = 0
         for n, body in enumerate(bodies, 1):
@@ -137,8 +143,6 @@ class DurableQueue(ItemReader):
     def _wait_and_append(
         self, bodies: tuple[bytes, ...] | list[bytes], due: int, block: bool, timeout: float | None, before: int = 0
     ) -> None:
-        if block and timeout is not None and timeout < 0:
-            raise ValueError("'timeout' must be a non-negative number")
         deadline = Deadline(timeout if block else 0)
         done = 0
         while done < len(bodies):

@@ -38,6 +38,8 @@ class ItemReader(ABC):
         block, timeout: as in `queue.Queue`; `timeout` is in seconds. Raises Empty, ShutDown, ValueError (negative timeout;
         closed queue), DecodeError (the item is with the dead letters now), OSError from the disk.
         """
+        if timeout is not None and timeout < 0 and block:
+            raise ValueError("'timeout' must be a non-negative number")
         box: list[Taken] = []
         try:
             if not self._take(box, 1, self._done, 0):
@@ -117,8 +119,6 @@ class ItemReader(ABC):
     def _wait_and_take(
         self, box: list[Taken], limit: int, block: bool, timeout: float | None, done: bool, reserved: int
     ) -> None:
-        if block and timeout is not None and timeout < 0:
-            raise ValueError("'timeout' must be a non-negative number")
         deadline = Deadline(timeout if block else 0)
         while not self._take(box, limit, done, reserved):
             if deadline.left() > 0:
@@ -129,6 +129,8 @@ class ItemReader(ABC):
     def _take_many(
         self, max_items: int, block: bool, timeout: float | None, done: bool, reserved: int
     ) -> list[tuple[Taken, Any]]:
+        if timeout is not None and timeout < 0 and block:
+            raise ValueError("'timeout' must be a non-negative number")
         if max_items < 1:
             raise ValueError("'max_items' must be at least 1")
         box: list[Taken] = []

@@ -151,6 +151,16 @@ def belongs(fd: int, expected: bytes) -> bool:
     return first[: len(expected)] == expected and first[EPOCH * 8 :] != bytes(8)
 
 
+def reuse(fd: int) -> int:
+    """Make a control file that nobody uses any more as good as a fresh one; returns its fd."""
+    zeros = bytes(OWNER_OFFSET)
+    _os.allocate(fd, 0, LEDGER_OFFSET)
+    _os.pwrite_all(fd, zeros, 0)
+    for offset in range(OWNER_OFFSET, LEDGER_OFFSET, OWNER_OFFSET):
+        _os.pwrite_all(fd, zeros, offset)
+    return fd
+
+
 def create(path: str, mode: int) -> int:
     """A fresh control file in place of whatever lay there, with real blocks under its fixed part; returns its fd.
 

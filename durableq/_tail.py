@@ -11,6 +11,7 @@ from time import monotonic
 from durableq import _os
 from durableq._checkpoint import mark_tail
 from durableq._head import HeadEnd
+from durableq._reclaim import BATCH
 from durableq._record import MAGIC, READY, pack_head
 from durableq._state import (
     EPOCH,
@@ -22,6 +23,7 @@ from durableq._state import (
     T_COMMIT,
     T_MARK,
     T_POS,
+    UNPUNCHED,
 )
 from durableq._wakeup import GET
 from durableq.errors import ShutDown
@@ -136,6 +138,8 @@ class TailEnd(HeadEnd):
         with self._entered():
             while self.live_bytes() + size > self._max_bytes and self.drop_one():
                 pass
+            if self._words[UNPUNCHED] >= BATCH:
+                self._reclaimer.run()
 
     def live_bytes(self) -> int:
         """Bytes of all records that are not done."""
