@@ -148,9 +148,7 @@ class Run:
             try:
                 self.watch(plan, jobs, results)
                 jobs.shutdown()  # reaches every worker, wherever it waits
-                for worker in self.crew.values():
-                    if worker.wait(timeout=30) != 0:
-                        raise DemoError(f"worker {worker.pid} failed with exit code {worker.returncode}")
+                self.dismiss_the_crew()
             finally:
                 for worker in self.crew.values():
                     worker.kill()
@@ -219,6 +217,16 @@ class Run:
         while len(self.crew) < self.options.workers:
             worker = start("worker", self.directory, self.options, seconds=pace)
             self.crew[worker.pid] = worker
+
+    def dismiss_the_crew(self) -> None:
+        """Wait until every worker went by itself, as it does from a queue that was shut down."""
+        for worker in self.crew.values():
+            try:
+                code = worker.wait(timeout=30)
+            except subprocess.TimeoutExpired:
+                raise DemoError(f"worker {worker.pid} does not end though the queue was shut down") from None
+            if code != 0:
+                raise DemoError(f"worker {worker.pid} failed with exit code {code}")
 
     def progress(self, done: int, total: int) -> str:
         """How far we are, and the spool file as it is now."""

@@ -66,7 +66,7 @@ def test_the_demo_counts_every_file_though_its_workers_and_the_whole_program_are
     once = number(r"(\d+) delivered once", done.stdout)
     again = number(r"(\d+) again after a kill", done.stdout)
     assert once + again == 120
-    assert again >= 3, "each of the workers killed half way held a file"
+    assert again >= 1, "they are killed while they hold a file"
     for label in ("full", "a quarter done", "half way", "started again", "three quarters", "nearly done", "all done"):
         assert f"  {label:15}|" in done.stdout
     assert "\x1b" not in done.stdout, "no terminal, no escape sequences"
