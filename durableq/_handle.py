@@ -4,7 +4,7 @@
 
     after `_see_tail` / `_see_head`   the cached base (and, at the head, the ledger's mapping) is that of the epoch in
                                       force, and nothing that a dead process left half done is left
-    H_BUSY                            is 1 while the head's words are being changed, so that the next one can tell
+    H_STATE                           has BUSY set while the head's words are being changed, so that the next one can tell
 """
 
 from __future__ import annotations
@@ -28,12 +28,17 @@ from durableq._recovery import rebuild
 from durableq._spool import Options, Spool, check_place
 from durableq._state import (
     BASE,
+    BUSY,
     EPOCH,
     GET_WAITERS,
-    H_BUSY,
+    H_STATE,
     HEAD_MUTEX,
+    NEVER,
+    NEXT_DUE,
     OWNER_LENT,
+    RETURNED,
     SHUTDOWN,
+    SPECIAL,
     TAIL_MUTEX,
     Control,
     belongs,
@@ -147,15 +152,14 @@ class Handle:
         self._owners = Owners(self._control, control_fd, self.path)
         self._reclaimer = Reclaimer(self._spool, self._control, self._ledger, self._tail)
         self._committer = Committer(self._fd, self._control, self._sync, weakref.WeakMethod(self._poison))
-        self._tail_epoch = self._head_epoch = 0
+        self._tail_epoch = self._calm = -1
         self._base = self._head_base = 0
         self._salt = self._spool.salt
         self._buffer = b""
         self._buffer_at = 0
         self._tail_seen = 0
         self._look_at = 0.0
-        with self._head.held():
-            self._see_head()
+        with self._entered():
             self._owners.claim(self._ledger)
             if words[SHUTDOWN] and self._owners.alone():
                 words[SHUTDOWN] = 0
@@ -182,15 +186,18 @@ class Handle:
                 self._see_tail()
                 self._see_head()
                 self._barred = barred
+                words = self._words
+                words[H_STATE] |= BUSY
                 self._owners.release(self._ledger)
                 # What comes after us into the locks in another thread finds another epoch and looks, before it touches
                 # a descriptor that may soon belong to another file.
-                self._tail_epoch = self._head_epoch = -1
                 if self._owners.alone():
-                    self._words[SHUTDOWN] = 0
+                    words[SHUTDOWN] = 0
                     if not poisoned:
                         mark_tail(self._spool, self._control)
                         mark_head(self._spool, self._control, reach=0)
+                self._leave_head()
+                self._tail_epoch = self._calm = -1
             self._wake_everybody()
             try:
                 if self._sync is not None and not poisoned:
@@ -296,22 +303,28 @@ class Handle:
             if code := _os.mutex_try(self._head.address):
                 self._head.wait(code)
         self._ledger.attach()
-        if words[H_BUSY]:
+        if words[H_STATE] & BUSY:
             self._ledger.recount(self._control.head()[0])
             self._owners.count_waiters()
             words[EPOCH] += 2
-            words[H_BUSY] = 0
-        self._head_epoch = words[EPOCH]
+        self._leave_head()
+
+    def _leave_head(self) -> None:
+        """Under the head lock, when the change is complete: say so, and whether the next one finds something unusual."""
+        words = self._words
         self._head_base = words[BASE]
+        self._calm = words[EPOCH] << 2
+        unusual = words[RETURNED] or words[NEXT_DUE] != NEVER or words[SHUTDOWN]
+        words[H_STATE] = self._calm | (SPECIAL if unusual else 0)
 
     @contextmanager
     def _entered(self) -> Iterator[None]:
         """The head lock, stepped in and busy, for paths that are not hot."""
         with self._head.held():
             self._see_head()
-            self._words[H_BUSY] = 1
+            self._words[H_STATE] |= BUSY
             yield
-            self._words[H_BUSY] = 0  # not in a `finally`: after an exception the next one counts anew
+            self._leave_head()  # not in a `finally`: after an exception the next one counts anew
 
     def _wake_everybody(self) -> None:
         for condition in (GET, PUT, JOIN):

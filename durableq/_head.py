@@ -9,7 +9,7 @@ from time import monotonic
 from durableq import _os
 from durableq._checkpoint import DISTANCE, mark_head
 from durableq._handle import Handle
-from durableq._leases import DEAD_CODE, DEAD_LENT, DELAYED_CODE, MAX_COUNT, RETURNED_CODE, is_dead_letter
+from durableq._leases import DEAD_CODE, DEAD_LENT, DELAYED_CODE, MAX_COUNT
 from durableq._reclaim import BATCH, REWIND
 from durableq._record import DEAD as STATE_DEAD
 from durableq._record import (
@@ -30,15 +30,15 @@ from durableq._record import (
 )
 from durableq._recovery import Reader
 from durableq._state import (
+    BUSY,
     DAMAGED,
     DAMAGED_BYTES,
-    DROPS,
     EPOCH,
     GET_WAITERS,
-    H_BUSY,
     H_COMMIT,
     H_LIMIT,
     H_POS,
+    H_STATE,
     JOIN_WAITERS,
     LIVE,
     NEVER,
@@ -81,28 +81,31 @@ class HeadEnd(Handle):
         if monotonic() > self._look_at:
             self._look_around()
         words = self._words
-        lock = self._head
         try:
-            if code := _mutex_try(lock.address):
-                lock.wait(code)
-            if words[EPOCH] != self._head_epoch or words[H_BUSY]:
+            if code := _mutex_try(self._head.address):
+                self._head.wait(code)
+            usual = words[H_STATE] == self._calm
+            if not usual:
                 self._see_head()
-            if words[SHUTDOWN] > 1:
-                raise ShutDown
-            words[H_BUSY] = 1
-            if words[RETURNED] or words[NEXT_DUE] != NEVER:
+                if words[SHUTDOWN] > 1:
+                    raise ShutDown
+            words[H_STATE] = self._calm | BUSY
+            if not usual and (words[RETURNED] or words[NEXT_DUE] != NEVER):
                 self._take_returned(box, limit, done, reserved)
             while len(box) < limit and self._take_fresh(box, limit, done, reserved):
                 pass
-            if done:
+            if done and words[UNPUNCHED] >= BATCH:
                 self._tidy()
-            words[H_BUSY] = 0
+            if usual and not self._lease_ms:
+                words[H_STATE] = words[EPOCH] << 2
+            else:
+                self._leave_head()
             if not box:
                 if words[SHUTDOWN]:
                     raise ShutDown
                 return False
         finally:
-            _mutex_unlock(lock.address)
+            _mutex_unlock(self._head.address)
         if words[PUT_WAITERS]:
             self._wakeup.wake(PUT, len(box))
         if done:
@@ -120,6 +123,8 @@ class HeadEnd(Handle):
             if position >= self._tail_seen:
                 if commit >> 1 != sequence:  # records were lost to damage; here the count is right again
                     self._control.set_head(position, sequence)
+                if position - self._head_base > REWIND and not words[LIVE]:
+                    self._reclaimer.rewind()
                 return False
         at = position - self._buffer_at
         buffer = self._buffer
@@ -174,7 +179,6 @@ class HeadEnd(Handle):
             mark_head(self._spool, self._control)
             self._reclaimer.sweep(1)
             ledger.rebuild()
-            self._head_epoch = self._words[EPOCH]
         until = time.time_ns() // 1_000_000 + self._lease_ms if self._lease_ms else NEVER
         self._words[self._lent_word] = 1
         return ledger.append(position, size, count, until, self._own_code)
@@ -256,7 +260,7 @@ class HeadEnd(Handle):
             while i >= 0 and len(box) < limit:
                 self._take_entry(i, box, done, reserved, self._own_code | DEAD_LENT)
                 i = self._ledger.next_dead(i + 1)
-            if done:
+            if self._words[UNPUNCHED] >= BATCH:
                 self._tidy()
         if done and box:
             self._is_done()
@@ -294,179 +298,13 @@ class HeadEnd(Handle):
             self._words[self._lent_word] = 1
             ledger.change(i, code)
 
-    # -- settling ------------------------------------------------------------------------------------------------------
-
-    def ack(self, position: int, index: int, count: int) -> bool:
-        """Make a lent item done; False if it is no longer ours, and then nothing was changed."""
-        if self._unfit:
-            self._check()
-        words = self._words
-        lock = self._head
-        try:
-            if code := _mutex_try(lock.address):
-                lock.wait(code)
-            if words[EPOCH] != self._head_epoch or words[H_BUSY]:
-                self._see_head()
-            i = self._ours(position, index, count)
-            if i < 0:
-                return False
-            words[H_BUSY] = 1
-            self._finish(i, position)
-            words[H_BUSY] = 0
-        finally:
-            _mutex_unlock(lock.address)
-        self._is_done()
-        return True
-
-    def ack_oldest(self) -> bool:
-        """Make the oldest item done that was lent by `get` to this process, else to anybody; False if there is none."""
-        self._check()
-        with self._entered():
-            i = -1
-            for slot in self._owners.of_this_process():
-                found = self._ledger.next_owned(slot)
-                i = found if i < 0 or 0 <= found < i else i
-            if i < 0:
-                i = self._ledger.next_lent()
-            if i < 0:
-                return False
-            self._finish(i, self._ledger.position[i])
-        self._is_done()
-        return True
-
-    def nack(self, position: int, index: int, count: int, delay: float = 0.0) -> bool:
-        """Give a lent item back, after `delay` seconds; False if it is no longer ours, and then nothing was changed."""
-        self._check()
-        with self._entered():
-            i = self._ours(position, index, count)
-            if i < 0:
-                return False
-            ledger = self._ledger
-            deliveries = count & MAX_COUNT
-            _os.pwrite(self._fd, bytes([min(deliveries, 255)]), position - self._head_base + STATE_OFFSET + 1)
-            if is_dead_letter(ledger.owner[i]):
-                ledger.change(i, DEAD_CODE)
-            elif self._max_deliveries and deliveries >= self._max_deliveries:
-                self._bury_letter(i)
-            elif delay > 0:
-                due = time.time_ns() // 1_000_000 + int(delay * 1000)
-                self._write_due(position, due)
-                ledger.change(i, DELAYED_CODE)
-                ledger.set_until(i, due)
-            else:
-                ledger.change(i, RETURNED_CODE)
-                _os.advise_needed(self._fd, position - self._head_base, ledger.size(i))
-        self._news()
-        return True
-
-    def reject(self, position: int, index: int, count: int) -> bool:
-        """Put a lent item with the dead letters; False if it is no longer ours, and then nothing was changed."""
-        self._check()
-        with self._entered():
-            i = self._ours(position, index, count)
-            if i < 0:
-                return False
-            self._bury_letter(i)
-        self._news()
-        return True
-
-    def extend(self, position: int, index: int, count: int, seconds: float) -> bool:
-        """Let a lease end `seconds` from now; False if the item is no longer ours, and then nothing was changed."""
-        self._check()
-        with self._entered():
-            i = self._ours(position, index, count)
-            if i < 0 or self._ledger.owner[i] & ~DEAD_LENT != self._own_code:
-                return False
-            self._ledger.set_until(i, time.time_ns() // 1_000_000 + int(seconds * 1000))
-        if self._words[GET_WAITERS]:  # they sleep until the next thing falls due, which this may have brought nearer
-            self._wakeup.wake(GET, EVERYBODY)
-        return True
-
-    def untake(self, box: list[Taken], dead_letter: bool = False) -> None:
-        """Give back what `take` put into the box, wherever it was interrupted, as if it had not been delivered.
-
-        `dead_letter`: put it with the dead letters instead (it cannot be decoded).
-        """
-        self._check()
-        with self._entered():
-            ledger = self._ledger
-            head = self._control.head()[0]
-            for position, index, count, _, _, payload in box:
-                if position >= head:  # it was not taken after all, but it may be marked as done
-                    self._write_state(position, bytes([READY]))
-                    continue
-                if index < 0:
-                    size = record_size(len(payload))
-                    self._write_state(position, bytes([READY]))
-                    ledger.rebuild((position, size, RETURNED_CODE))
-                    ledger.recount(head)
-                i = ledger.find(position, max(index, 0))
-                if i >= 0 and (index < 0 or ledger.owner[i] & ~DEAD_LENT == self._own_code):
-                    ledger.count[i] = max(0, (count & MAX_COUNT) - 1)
-                    if dead_letter:
-                        self._bury_letter(i)
-                    else:
-                        ledger.change(i, DEAD_CODE if is_dead_letter(ledger.owner[i]) else RETURNED_CODE)
-        self._news()
-
-    # -- dropping and redriving ----------------------------------------------------------------------------------------
-
-    def drop_one(self) -> bool:
-        """Drop the oldest item that nobody has; False if there is none. Under the head lock, stepped in."""
-        box: list[Taken] = []
-        self._take_returned(box, 1, True, 0)
-        while not box and self._take_fresh(box, 1, True, 0):
-            pass
-        self._words[DROPS] += len(box)
-        return bool(box)
-
-    def redrive(self) -> int:
-        """Put all dead letters that nobody has back into the queue, as if never delivered; how many."""
-        self._check()
-        n = 0
-        with self._entered():
-            ledger = self._ledger
-            i = ledger.next_dead()
-            while i >= 0:
-                position = ledger.position[i]
-                _os.pwrite(self._fd, bytes([READY, 0]), position - self._head_base + STATE_OFFSET)
-                ledger.count[i] = 0
-                ledger.change(i, RETURNED_CODE)
-                n += 1
-                i = ledger.next_dead(i + 1)
-        self._news()
-        return n
-
     # -- pieces --------------------------------------------------------------------------------------------------------
 
-    def _ours(self, position: int, index: int, count: int) -> int:
-        """The entry of a delivery, or -1 if the item is done or went to somebody else.
-
-        A lease that ran out is still ours as long as nobody has taken the item: the work is done, why do it twice.
-        """
-        ledger = self._ledger
-        i = ledger.find(position, index)
-        if i < 0 or ledger.count[i] != count:
-            return -1
-        owner = ledger.owner[i]
-        return i if owner & ~DEAD_LENT == self._own_code or owner in (RETURNED_CODE, DEAD_CODE) else -1
-
-    def _finish(self, i: int, position: int) -> None:
-        # The mark first: an entry whose record is done is noticed, a record without an entry would be lost.
-        _os.pwrite(self._fd, DONE_BYTE, position - self._head_base + STATE_OFFSET)
-        self._words[UNPUNCHED] += self._ledger.free(i)
-        self._tidy()
-
     def _tidy(self) -> None:
-        """After something died: give space back when it is time."""
-        words = self._words
-        if words[UNPUNCHED] >= BATCH:
+        """Enough has died to give space back."""
+        if not self._reclaimer.rewind():
             self._reclaimer.run()
             self._reclaimer.trim()
-        if not words[LIVE]:
-            head = self._control.head()[0]
-            if head - self._head_base > REWIND and head == self._control.tail()[0]:
-                self._reclaimer.rewind()
 
     def _bury_letter(self, i: int) -> None:
         self._write_state(self._ledger.position[i], bytes([STATE_DEAD]))

@@ -25,7 +25,9 @@ stores a whole word at once (`struct.pack_into` goes byte by byte).
     PUT_DELAYED     producers       tail          records ever put with a delay (statistics: one off at worst)
     H_COMMIT        consumers       head          (passed records << 1 | flip), as T_COMMIT
     H_POS[2]        consumers       head          from H_POS[flip] on all records wait; before it they are done or in the ledger
-    H_BUSY          consumers       head          1: the holder died in the middle; the next one recounts (`_see_head`)
+    H_STATE         consumers       head          EPOCH << 2 | SPECIAL | BUSY: one look tells that all is usual. BUSY: set while
+                                                  the head's words are changed; if found so, recount (`_see_head`).
+                                                  SPECIAL: something was given back, or has its time, or SHUTDOWN
     H_LIMIT         consumers       head          the head checkpoint on disk vouches for nothing done from here on
     H_GEN           consumers       head          generation of the last head checkpoint
     SEEN_DELAYED    consumers       head          of PUT_DELAYED, how many the head has passed
@@ -60,13 +62,14 @@ NEVER = (1 << 63) - 1
 
 EPOCH, BASE, PENDING, PENDING_SIZE, PENDING_BASE, SHUTDOWN, MAXSIZE = range(32, 39)
 T_COMMIT, T_POS, _, T_MARK, T_GEN, PUT_DELAYED = range(40, 46)
-H_COMMIT, H_POS, _, H_BUSY, H_LIMIT, H_GEN, SEEN_DELAYED = range(48, 55)
+H_COMMIT, H_POS, _, H_STATE, H_LIMIT, H_GEN, SEEN_DELAYED = range(48, 55)
 LIVE, LIVE_BYTES, RETURNED, DELAYED, DEAD, NEXT_DUE, REGION, UNPUNCHED = range(56, 64)
 PUNCHED, DROPS, DAMAGED, DAMAGED_BYTES, SLOTS = range(64, 69)
 GET_WAITERS, GET_WORD = 72, 73
 PUT_WAITERS, PUT_WORD = 80, 81
 JOIN_WAITERS, JOIN_WORD = 88, 89
 SYNCED = 96
+BUSY, SPECIAL = 1, 2
 TAIL_MUTEX, HEAD_MUTEX = 3840, 3968  # bytes, a cache line each
 
 # The words of an owner slot, counted from its first word. All are written under the head lock but LENT, which only its

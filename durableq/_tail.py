@@ -10,9 +10,9 @@ from time import monotonic
 
 from durableq import _os
 from durableq._checkpoint import mark_tail
-from durableq._head import HeadEnd
 from durableq._reclaim import BATCH
 from durableq._record import MAGIC, READY, pack_head
+from durableq._settle import Settler
 from durableq._state import (
     EPOCH,
     GET_WAITERS,
@@ -33,7 +33,7 @@ _HEAD = 24  # bytes at the front of a record that depend on its position; its bo
 _LARGE = 64 << 10  # from here on copying a body costs more than a second element in a vector
 
 
-class TailEnd(HeadEnd):
+class TailEnd(Settler):
     """What producers do."""
 
     _max_bytes = 0

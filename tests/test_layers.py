@@ -22,6 +22,7 @@ LAYERS = [
     ["_reclaim", "_recovery"],
     ["_handle"],
     ["_head"],
+    ["_settle"],
     ["_tail"],
     ["_store"],
     ["_serializers", "_unacked", "_delivery"],
