@@ -24,7 +24,7 @@ from durableq._leases import Ledger, owner_code
 from durableq._locks import HotLock, cold_lock
 from durableq._owner import Owners
 from durableq._reclaim import Reclaimer
-from durableq._recovery import rebuild
+from durableq._recovery import Reader, rebuild
 from durableq._spool import Options, Spool, check_place
 from durableq._state import (
     BASE,
@@ -158,6 +158,9 @@ class Handle:
         self._buffer = b""
         self._buffer_at = 0
         self._tail_seen = 0
+        self._back = b""
+        self._back_at = 0
+        self._odd_reader: Reader | None = None
         self._look_at = 0.0
         with self._entered():
             self._owners.claim(self._ledger)

@@ -26,6 +26,7 @@ from durableq._record import (
     decode_due,
     encode_due,
     record_size,
+    settle_state,
     unpack_header,
 )
 from durableq._recovery import Reader
@@ -120,6 +121,7 @@ class HeadEnd(Handle):
         position = words[H_POS + flip]
         if position >= self._tail_seen:
             self._tail_seen, sequence = self._control.tail()
+            self._odd_reader = None  # what it read ahead may lie beyond the tail that it was read under
             if position >= self._tail_seen:
                 if commit >> 1 != sequence:  # records were lost to damage; here the count is right again
                     self._control.set_head(position, sequence)
@@ -212,7 +214,9 @@ class HeadEnd(Handle):
     def _pass_odd(self, position: int, sequence: int) -> None:
         """Deal with what is at the head and cannot be delivered as it is: one step, either the head moves or it is mended."""
         self._buffer_at = NEVER
-        reader = Reader(self._fd, self._salt, self._head_base)
+        reader = self._odd_reader
+        if reader is None or reader.base != self._head_base:
+            reader = self._odd_reader = Reader(self._fd, self._salt, self._head_base)
         header = reader.header(position)
         if header is None or position + header.size > self._tail_seen:
             following = reader.following(position + 8, self._tail_seen)
@@ -235,6 +239,7 @@ class HeadEnd(Handle):
             if due <= time.time_ns() // 1_000_000:
                 self._write_due(position, 0)
                 self._write_state(position, bytes([READY]))  # one of its bits may have flipped
+                self._odd_reader = None
                 return
             self._ledger.append(position, header.size, header.deliveries, due, DELAYED_CODE)
         self._control.set_head(end, sequence + 1)
@@ -242,9 +247,10 @@ class HeadEnd(Handle):
     def _take_returned(self, box: list[Taken], limit: int, done: bool, reserved: int) -> None:
         """Take what was given back or fell due, oldest first: it is older than everything at the head."""
         words, ledger = self._words, self._ledger
-        now = time.time_ns() // 1_000_000
-        if words[NEXT_DUE] <= now:
-            ledger.expire(now)
+        if words[NEXT_DUE] != NEVER:
+            now = time.time_ns() // 1_000_000
+            if words[NEXT_DUE] <= now:
+                ledger.expire(now)
         while words[RETURNED] and len(box) < limit:
             i = ledger.next_returned()
             if i < 0:
@@ -269,29 +275,41 @@ class HeadEnd(Handle):
     def _take_entry(self, i: int, box: list[Taken], done: bool, reserved: int, code: int) -> None:
         ledger = self._ledger
         position, size = ledger.position[i], ledger.size(i)
-        data = _os.pread(self._fd, size, position - self._head_base)
-        header = decode(data, 0, position, self._salt)
-        payload = data[HEADER_SIZE : HEADER_SIZE + header.length] if header else b""
-        if header is None or len(data) < size or crc32(payload) != header.sum:
+        at = position - self._back_at
+        if at < 0 or at + size > len(self._back):
+            ahead = min(WINDOW, self._control.head()[0] - position)
+            self._back = _os.pread(self._fd, max(size, ahead), position - self._head_base).ljust(HEADER_SIZE, b"\0")
+            self._back_at = position
+            at = 0
+        magic, state, _, _, found, _, length, total, enqueued, tag, _, check = unpack_header(self._back, at)
+        payload = self._back[at + HEADER_SIZE : at + HEADER_SIZE + length]
+        if (
+            magic != MAGIC
+            or found != position
+            or crc32(self._back[at + 24 : at + 44], self._salt) != check
+            or crc32(payload) != total
+        ):
             self._set_aside(position, position + size)
             self._write_state(position, DONE_BYTE)
             ledger.free(i)
             return
-        if header.state == DONE:  # its holder died between the mark and the entry
+        if settle_state(state) == DONE:  # its holder died between the mark and the entry
             ledger.free(i)
             return
         count = (ledger.count[i] & MAX_COUNT) + 1
-        if not code & DEAD_LENT and self._max_deliveries and count > self._max_deliveries:
-            self._bury_letter(i)
-            return
+        if self._max_deliveries:
+            if not code & DEAD_LENT and count > self._max_deliveries:
+                self._bury_letter(i)
+                return
+            # In the file as well: an item that brings the machine down must not get all its chances again each time.
+            _os.pwrite(self._fd, bytes([min(count, 255)]), position - self._head_base + STATE_OFFSET + 1)
         count = min(count, MAX_COUNT)
-        _os.pwrite(self._fd, bytes([min(count, 255)]), position - self._head_base + STATE_OFFSET + 1)
         if done:
-            box.append((position, -1, count, header.tag, header.enqueued, payload))
+            box.append((position, -1, count, tag, enqueued, payload))
             self._write_state(position, DONE_BYTE)
             self._words[UNPUNCHED] += ledger.free(i)
         else:
-            box.append((position, i, count | reserved, header.tag, header.enqueued, payload))
+            box.append((position, i, count | reserved, tag, enqueued, payload))
             ledger.count[i] = count | reserved
             if self._lease_ms:
                 ledger.set_until(i, time.time_ns() // 1_000_000 + self._lease_ms)

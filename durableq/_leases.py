@@ -6,7 +6,7 @@ and the lowest entry that was given back is the oldest item of the queue. All of
 
 A region of the control file holds the table as columns, so that searching and counting run at the speed of C:
 
-    words 0-1      END: entries in use; HINT: no entry below it is RETURNED
+    words 0-2      END: entries in use; HINT: no entry below it is RETURNED; FIRST: no entry below it is live
     column         for each
     due     u64    1,024 entries   no UNTIL among them is earlier (may be too early, never too late)
     dead    u64    1,024 entries   bytes that died there since they were last swept (a trigger for `_reclaim`)
@@ -57,7 +57,7 @@ _LOW_CODES = 120
 DEAD_LENT = 0x4000
 _CHUNK = 10
 _MIN_LOG2 = 12
-_END, _HINT = 0, 1
+_END, _HINT, _FIRST = 0, 1, 2
 _DEAD_LENT_BYTES = [bytes([high]) for high in range(0xC0, 0xE0)]
 
 _Finder = Callable[[bytes], Iterator[re.Match[bytes]]]
@@ -102,6 +102,7 @@ class Ledger:
         self._fd = fd
         self._map: mmap.mmap | None = None
         self._region = 0
+        self._shift = 0
 
     # -- mapping -------------------------------------------------------------------------------------------------------
 
@@ -186,12 +187,14 @@ class Ledger:
     def find(self, position: int, hint: int) -> int:
         """The index of the entry of a record, or -1; `hint` is where it was when it was lent."""
         end = self._meta[_END]
-        if hint < end and self.position[hint] == position:
-            i = hint
-        else:
-            i = bisect_left(self.position, position, 0, end)
-            if i == end or self.position[i] != position:
-                return -1
+        i = hint
+        if i >= end or self.position[i] != position:
+            i = hint - self._shift  # a rebuild moved it, most likely as far as the last one that was looked for
+            if not 0 <= i < end or self.position[i] != position:
+                i = bisect_left(self.position, position, 0, end)
+                if i == end or self.position[i] != position:
+                    return -1
+                self._shift = hint - i
         return i if self.owner[i] else -1
 
     def size(self, i: int) -> int:
@@ -211,6 +214,8 @@ class Ledger:
         words[LIVE] = live
         if live:
             self._dead[i >> _CHUNK] += size
+            if i == self._meta[_FIRST]:
+                self._meta[_FIRST] = i + 1
         else:
             self._reset()
         return size
@@ -251,7 +256,10 @@ class Ledger:
 
     def next_returned(self) -> int:
         """Index of the oldest entry that was given back, or -1."""
-        i = self.search(RETURNED_CODE, self._meta[_HINT])
+        i = self._meta[_HINT]
+        if i < self._meta[_END] and self.owner[i] == RETURNED_CODE:
+            return i
+        i = self.search(RETURNED_CODE, i)
         self._meta[_HINT] = i if i >= 0 else self._meta[_END]
         return i
 
@@ -259,17 +267,17 @@ class Ledger:
         """Index of the oldest dead letter that nobody has, from index `start` on, or -1."""
         return self.search(DEAD_CODE, start)
 
-    def next_owned(self, slot: int, start: int = 0) -> int:
-        """Index of the oldest entry from `start` on that an owner took with `get`, or -1."""
+    def next_owned(self, slot: int) -> int:
+        """Index of the oldest entry that an owner took with `get`, or -1."""
         code = owner_code(slot)
-        i = self.search(code, start)
+        i = self.search(code, self._meta[_FIRST])
         while i >= 0 and self.count[i] & RESERVED:
             i = self.search(code, i + 1)
         return i
 
     def next_lent(self) -> int:
         """Index of the oldest entry that anybody took with `get`, or -1. Looks at every entry: for the last resort."""
-        for i in range(self._meta[_END]):
+        for i in range(self._meta[_FIRST], self._meta[_END]):
             if slot_of(self.owner[i]) is not None and not self.count[i] & RESERVED and not is_dead_letter(self.owner[i]):
                 return i
         return -1
@@ -290,7 +298,7 @@ class Ledger:
         """The position below which every record is done."""
         assert self._map is not None
         at = self._owners_at
-        found = _first_live(self._map, at, at + 2 * self._meta[_END])
+        found = _first_live(self._map, at + 2 * self._meta[_FIRST], at + 2 * self._meta[_END])
         return self.position[found.start() - at >> 1] if found else head
 
     # -- many entries --------------------------------------------------------------------------------------------------
@@ -350,7 +358,7 @@ class Ledger:
         while end and self.position[end - 1] >= head:  # entered, but the head had not passed it yet: still waiting
             end -= 1
         self._meta[_END] = end
-        self._meta[_HINT] = 0
+        self._meta[_HINT] = self._meta[_FIRST] = 0
         codes = self.codes()
         words = self._words
         words[LIVE] = end - codes.count(0) // 2
@@ -393,8 +401,7 @@ class Ledger:
     # -- the region ----------------------------------------------------------------------------------------------------
 
     def _reset(self) -> None:
-        self._meta[_END] = 0
-        self._meta[_HINT] = 0
+        self._meta[_END] = self._meta[_HINT] = self._meta[_FIRST] = 0
         self._dead[0] = 0
         if self.capacity > 1 << _MIN_LOG2 + 2:
             self.rebuild()
@@ -420,7 +427,7 @@ class Ledger:
         _os.allocate(self._fd, place, size)
         _clear_due(self._fd, place, log2)
         fresh = Ledger.__new__(Ledger)
-        fresh._words, fresh._fd, fresh._map = self._words, self._fd, None
+        fresh._words, fresh._fd, fresh._map, fresh._shift = self._words, self._fd, None, 0
         fresh._bind(place | log2)
         end = 0
         for a, b in self._runs(_live_runs, codes, 0):
@@ -433,7 +440,6 @@ class Ledger:
         if insert is not None:
             end = fresh._place(insert, end)
         fresh._meta[_END] = end
-        fresh._meta[_HINT] = 0
         for chunk in range((end + (1 << _CHUNK) - 1) >> _CHUNK):
             fresh._due[chunk] = min(fresh._until[chunk << _CHUNK : min(chunk + 1 << _CHUNK, end)], default=NEVER)
         self._words[REGION] = place | log2  # from here on the new region is the ledger
