@@ -1,7 +1,13 @@
-"""Writing checkpoints: the control words that recovery wants to find in the superblock."""
+"""Writing checkpoints: the control words that recovery wants to find in the superblock.
+
+A tail checkpoint must never reach the disk before what it vouches for: after a power cut a gap before it would pass for
+damage, and a gap behind it for an append that was under way. A checkpoint is not synced by itself, so the tail's is written
+in two steps: a place is remembered, and written down when a sync has passed it.
+"""
 
 from __future__ import annotations
 
+from durableq import _os
 from durableq._spool import HEAD_SECTOR, TAIL_SECTOR, Checkpoint, Spool
 from durableq._state import (
     BASE,
@@ -11,8 +17,11 @@ from durableq._state import (
     H_GEN,
     H_LIMIT,
     PENDING,
+    SYNCED,
     T_GEN,
     T_MARK,
+    T_PLACE,
+    T_PLACE_SEQUENCE,
     Control,
 )
 
@@ -21,12 +30,31 @@ DISTANCE = 4 << 20
 
 
 def mark_tail(spool: Spool, control: Control) -> None:
-    """Write a tail checkpoint; under the tail lock."""
+    """Write down the remembered place if it is on the disk by now, and remember another; under the tail lock."""
     words = control.words
     position, sequence = control.tail()
+    place = words[T_PLACE]
+    if not place or place <= words[SYNCED]:
+        if place > words[BASE]:
+            _write_tail(spool, control, place, words[T_PLACE_SEQUENCE])
+        words[T_PLACE] = 0  # a kill between the next lines must not join one place with the number of another
+        words[T_PLACE_SEQUENCE] = sequence
+        words[T_PLACE] = position
+    words[T_MARK] = position + DISTANCE  # after the write: a kill before this line costs one more checkpoint
+
+
+def mark_tail_synced(spool: Spool, control: Control) -> None:
+    """Write a checkpoint of the tail as it is. All before it is on the disk or dead; under the tail lock."""
+    position, sequence = control.tail()
+    _write_tail(spool, control, position, sequence)
+    control.words[T_PLACE] = 0
+    control.words[T_MARK] = position + DISTANCE
+
+
+def _write_tail(spool: Spool, control: Control, position: int, sequence: int) -> None:
+    words = control.words
     words[T_GEN] += 1
     spool.write_checkpoint(TAIL_SECTOR, Checkpoint(words[T_GEN], words[BASE], position, sequence, position, words[PENDING]))
-    words[T_MARK] = position + DISTANCE  # after the write: a kill before this line costs one more checkpoint
 
 
 def mark_head(spool: Spool, control: Control, reach: int = DISTANCE) -> None:
@@ -48,3 +76,10 @@ def mark_head(spool: Spool, control: Control, reach: int = DISTANCE) -> None:
     spool.write_checkpoint(HEAD_SECTOR, checkpoint)
     # Only after it is written may the head go past the old limit: nothing at or behind the limit on disk is ever done.
     words[H_LIMIT] = position + reach
+
+
+def mark_open(spool: Spool, control: Control) -> None:
+    """Take back the word of an orderly close, before anything is changed again; under the head lock."""
+    if control.words[H_LIMIT] <= control.head()[0]:
+        mark_head(spool, control)
+        _os.fdatasync(spool.fd)

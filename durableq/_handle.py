@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from multiprocessing.util import Finalize
 
 from durableq import _os
-from durableq._checkpoint import mark_head, mark_tail
+from durableq._checkpoint import mark_head, mark_open, mark_tail_synced
 from durableq._commit import Committer
 from durableq._leases import Ledger, owner_code
 from durableq._locks import HotLock, cold_lock
@@ -164,8 +164,9 @@ class Handle:
         self._look_at = 0.0
         with self._entered():
             self._owners.claim(self._ledger)
-            if words[SHUTDOWN] and self._owners.alone():
+            if self._owners.alone():
                 words[SHUTDOWN] = 0
+                mark_open(self._spool, self._control)
         self._own_code = owner_code(self._owners.slot)
         self._lent_word = owner_word(self._owners.slot) + OWNER_LENT
         _os.advise_stream(self._spool.fd)
@@ -184,29 +185,37 @@ class Handle:
         self._wake_everybody()
         self._committer.close()
         with cold_lock(self.path):
-            with self._tail.held(), self._head.held():
-                barred, self._barred = self._barred, None  # the last step in is ours
-                self._see_tail()
-                self._see_head()
-                self._barred = barred
-                words = self._words
-                words[H_STATE] |= BUSY
-                self._owners.release(self._ledger)
-                # What comes after us into the locks in another thread finds another epoch and looks, before it touches
-                # a descriptor that may soon belong to another file.
-                if self._owners.alone():
-                    words[SHUTDOWN] = 0
-                    if not poisoned:
-                        mark_tail(self._spool, self._control)
-                        mark_head(self._spool, self._control, reach=0)
-                self._leave_head()
-                self._tail_epoch = self._calm = -1
-            self._wake_everybody()
             try:
+                with self._tail.held(), self._head.held():
+                    barred, self._barred = self._barred, None  # the last step in is ours
+                    self._see_tail()
+                    self._see_head()
+                    self._barred = barred
+                    words = self._words
+                    words[H_STATE] |= BUSY
+                    self._owners.release(self._ledger)
+                    # What comes after us into the locks in another thread finds another epoch and looks, before it
+                    # touches a descriptor that may soon belong to another file.
+                    if self._owners.alone():
+                        words[SHUTDOWN] = 0
+                        if not poisoned:
+                            self._mark_closed()
+                    self._leave_head()
+                    self._tail_epoch = self._calm = -1
+                self._wake_everybody()
                 if self._sync is not None and not poisoned:
                     _os.fdatasync(self._spool.fd)
             finally:
                 self._let_go()
+
+    def _mark_closed(self) -> None:
+        """The last one leaves: what recovery would have to look for is all here now."""
+        if self._sync is None:
+            mark_head(self._spool, self._control)
+        else:
+            _os.fdatasync(self._spool.fd)  # before the checkpoints that say that all is on the disk
+            mark_tail_synced(self._spool, self._control)
+            mark_head(self._spool, self._control, reach=0)
 
     def __del__(self) -> None:
         if self.__dict__.get("_own_code"):

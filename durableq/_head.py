@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from time import monotonic
 
@@ -335,19 +334,12 @@ class HeadEnd(Handle):
         _os.pwrite(self._fd, encode_due(due).to_bytes(8, "little"), position - self._head_base + DUE_OFFSET)
 
     def _set_aside(self, position: int, end: int) -> int:
-        """Keep damaged bytes in `q.dq-damaged` and count them; 0 if they are zeros: space given back, no damage."""
-        data = _os.pread(self._fd, end - position, position - self._head_base)
-        if not data.strip(b"\0"):
+        """Keep damaged bytes in `q.dq-damaged` and count them; 0 if there is no room for a record in them: no damage."""
+        if end - position < HEADER_SIZE:
             return 0
-        offset = position - self._head_base
-        note = f"durableq: {len(data)} damaged bytes from offset {offset} (position {position}) of {self.path}\n"
-        fd = os.open(f"{self.path}-damaged", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        try:
-            os.write(fd, note.encode() + data + b"\n")
-        finally:
-            os.close(fd)
+        self._spool.set_aside(position, position - self._head_base, end - position)
         self._words[DAMAGED] += 1
-        self._words[DAMAGED_BYTES] += len(data)
+        self._words[DAMAGED_BYTES] += end - position
         return 1
 
     def _is_done(self) -> None:

@@ -21,13 +21,15 @@ from __future__ import annotations
 import os
 
 from durableq import _os
-from durableq._checkpoint import mark_head, mark_tail
+from durableq._checkpoint import mark_head, mark_tail_synced
 from durableq._leases import Ledger
 from durableq._locks import HotLock
-from durableq._record import HEADER_SIZE, MAX_LENGTH, encode_pad
+from durableq._record import DONE_BYTE, HEADER_SIZE, STATE_OFFSET
+from durableq._scan import Reader
 from durableq._spool import SUPERBLOCK, Spool
 from durableq._state import BASE, EPOCH, LIVE, PENDING, PENDING_BASE, PENDING_SIZE, PUNCHED, UNPUNCHED, Control
 
+_SECTOR = 512
 BATCH = 1 << 20
 """Bytes that die before space is given back: a punch costs as much for a block as for a megabyte."""
 REWIND = 256 << 10
@@ -76,8 +78,7 @@ class Reclaimer:
         words = self._words
         floor = self._ledger.floor(self._control.head()[0])
         done = self.punch(words[PUNCHED], floor)
-        if done:
-            words[PUNCHED] = floor - (floor - words[BASE]) % _os.BLOCK
+        words[PUNCHED] += done  # it lies on a block boundary, so this is where the punch ended
         return done
 
     def sweep(self, least: int) -> int:
@@ -91,23 +92,30 @@ class Reclaimer:
         end = high - base & -_os.BLOCK
         if end <= start or not self._can_punch:
             return 0
-        rest = high - base - end
-        if rest >= HEADER_SIZE:
-            _os.pwrite_all(self._spool.fd, encode_pad(end + base, rest, self._spool.salt), end)
-        elif rest:
-            _os.pwrite_all(self._spool.fd, bytes(rest), end)
+        if 0 < high - base - end < HEADER_SIZE:
+            end -= _os.BLOCK  # too little is left there for a pad
+        if end <= start:
+            return 0
+        if high - base > end:
+            self._spool.cover(end + base, high, base)
         self._can_punch = _os.punch(self._spool.fd, start, end - start)
         return end - start if self._can_punch else 0
 
     def bury(self, low: int, high: int) -> None:
         """Make all records in the positions [low, high) dead at once: pads over all of them, then their blocks go."""
-        position = low
-        while position < high:
-            size = min(high - position, MAX_LENGTH)
-            if high - position - size < HEADER_SIZE:  # no pad is smaller than its header
-                size = high - position if size < MAX_LENGTH else size - HEADER_SIZE
-            _os.pwrite_all(self._spool.fd, encode_pad(position, size, self._spool.salt), position - self._words[BASE])
-            position += size
+        base = self._words[BASE]
+        reader = Reader(self._spool.fd, self._spool.salt, base)
+        start = low
+        # A pad must be in one sector, or a power cut could leave half of it: no record, and none of the next is found.
+        while low < high and (low - base) % _SECTOR > _SECTOR - HEADER_SIZE:
+            header = reader.header(low)
+            if header is None:
+                break
+            _os.pwrite(self._spool.fd, DONE_BYTE, low - base + STATE_OFFSET)
+            low += header.size
+        if low < high:
+            self._spool.cover(low, high, base)
+        low = start
         self.punch(low, high)
 
     def rewind(self) -> bool:
@@ -145,8 +153,10 @@ class Reclaimer:
         words[PENDING_BASE] = base + length
         words[PENDING] = length
         # The intention must be on the disk before the deed: after a power cut the records' own positions tell which
-        # side of the collapse the disk is on, and these checkpoints name the two sides.
-        mark_tail(self._spool, self._control)
+        # side of the collapse the disk is on, and these checkpoints name the two sides. All that the tail's vouches for
+        # must be there before it.
+        _os.fdatasync(self._spool.fd)
+        mark_tail_synced(self._spool, self._control)
         mark_head(self._spool, self._control)
         _os.fdatasync(self._spool.fd)
         self._can_collapse = _os.collapse(self._spool.fd, SUPERBLOCK, length)
@@ -163,7 +173,9 @@ class Reclaimer:
             # The size tells whether the collapse was done: nobody could append while both locks were held.
             if os.fstat(self._spool.fd).st_size <= words[PENDING_SIZE] - words[PENDING]:
                 words[BASE] = words[PENDING_BASE]
+            # The deed must be on the disk before the checkpoints that take it for done.
+            _os.fdatasync(self._spool.fd)
             words[PENDING] = 0
-        mark_tail(self._spool, self._control)
+        mark_tail_synced(self._spool, self._control)  # after a rewind nothing alive lies before it
         mark_head(self._spool, self._control)
         words[EPOCH] += 1

@@ -1,16 +1,21 @@
 """From evidence to verdict: deriving the control words from the spool alone.
 
 Runs under the cold lock, with nobody else on the queue, when the control file is missing, damaged, foreign or of another
-boot. It trusts records, and takes checkpoints for hints where to look:
+boot. It trusts records; checkpoints say where to look, and what was on the disk when they were written:
 
     evidence                                            verdict
     a readable header whose position fits its place     a record; its state byte says which
-    records at the front imply another base             the geometry changed after the checkpoint: the larger base holds
-    zeros                                               given back, or never reached the disk: nothing to deliver
-    bytes that are no record, with records behind       lost before they were synced, or damage: passed over, never guessed at
+    a collapse was announced                            the records' own positions say whether it was done
+    behind the tail checkpoint: anything broken or
+      zero, with records behind it                      an append that the power cut short: padded over, no damage
     nothing readable behind                             the torn tail: cut here, so that appends meet no stale bytes
     not done, before the head of the checkpoint         was lent: returned
     not done, behind the last done record               waiting
+    before the head: zeros, or broken off at a block    given back; if a record, its done mark did not reach the disk
+    before the head: bytes that are no record           damage: kept aside, counted, padded over
+
+After an orderly close (a head checkpoint whose limit is its position) nothing is under way, and nothing is explained away:
+what is broken from the head on is left to be found as damage when its turn comes.
 
 It never moves, joins or repairs payloads, and it never takes a byte for done that does not say so.
 """
@@ -19,25 +24,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 from durableq import _os
-from durableq._checkpoint import mark_head, mark_tail
+from durableq._checkpoint import DISTANCE, mark_head, mark_tail_synced
 from durableq._leases import DEAD_CODE, DELAYED_CODE, RETURNED_CODE, Ledger
-from durableq._record import (
-    DEAD,
-    DONE,
-    DONE_BYTE,
-    HEADER_SIZE,
-    MAGIC_BYTES,
-    READY,
-    STATE_OFFSET,
-    TAG_PAD,
-    Header,
-    crc32,
-    decode,
-    decode_due,
-    unpack_header,
-)
+from durableq._record import DEAD, DONE, DONE_BYTE, HEADER_SIZE, READY, STATE_OFFSET, TAG_PAD, Header, decode_due
+from durableq._scan import Reader as Reader
+from durableq._scan import commonest_base, first_base
 from durableq._spool import HEAD_SECTOR, SUPERBLOCK, TAIL_SECTOR, Checkpoint, Spool
 from durableq._state import (
     BASE,
@@ -50,158 +44,170 @@ from durableq._state import (
     NEVER,
     NEXT_DUE,
     PUNCHED,
+    SYNCED,
     T_GEN,
     Control,
 )
-
-_WINDOW = 256 << 10
-
-
-class Reader:
-    """Reads records in order from a spool whose base is known. No locks: the caller keeps the geometry still."""
-
-    def __init__(self, fd: int, salt: int, base: int) -> None:
-        self._fd = fd
-        self._salt = salt
-        self.base = base
-        self._buffer = b""
-        self._at = 0
-
-    def header(self, position: int) -> Header | None:
-        """The header at a position, or None if no record begins there."""
-        offset = position - self._at
-        if offset < 0 or offset + HEADER_SIZE > len(self._buffer):
-            self._buffer = _os.pread(self._fd, _WINDOW, position - self.base)
-            self._at = position
-            offset = 0
-        return decode(self._buffer, offset, position, self._salt)
-
-    def payload(self, header: Header) -> bytes | None:
-        """The payload of a record, or None if it is damaged or cut off."""
-        start = header.position + HEADER_SIZE
-        offset = start - self._at
-        data = self._buffer[offset : offset + header.length] if offset >= 0 else b""
-        if len(data) != header.length:
-            data = _os.pread(self._fd, header.length, start - self.base)
-        return data if len(data) == header.length and crc32(data) == header.sum else None
-
-    def following(self, position: int, end: int) -> int:
-        """Position of the first record at or after `position` and before `end`; `end` if there is none."""
-        while position < end:
-            physical = position - self.base
-            skip = _os.seek_data(self._fd, physical, end - self.base)
-            if skip != physical:
-                position = skip + self.base
-                continue
-            data = _os.pread(self._fd, min(_WINDOW, end - position), physical)
-            if not data:
-                return end
-            at = data.find(MAGIC_BYTES)
-            while at >= 0:
-                if not at & 7:
-                    found = _os.pread(self._fd, HEADER_SIZE, physical + at)
-                    header = decode(found, 0, position + at, self._salt)
-                    if header and position + at + header.size <= end:
-                        return position + at
-                at = data.find(MAGIC_BYTES, at + 1)
-            position += max(len(data) - len(MAGIC_BYTES) & -8, 8)  # a magic may lie across the border
-        return end
-
-    def walk(self, position: int, end: int) -> Iterator[Header]:
-        """All records in [position, end), pads left out."""
-        while position < end:
-            header = self.header(position)
-            if header is None or position + header.size > end:
-                position = self.following(position + 8, end)
-                continue
-            if header.tag != TAG_PAD:
-                yield header
-            position += header.size
 
 
 def rebuild(spool: Spool, control: Control, ledger: Ledger, size: int) -> None:
     """Fill fresh control words and an empty ledger from a spool of `size` bytes; makes EPOCH non-zero last."""
     words = control.words
-    tail_mark = spool.read_checkpoint(TAIL_SECTOR) or Checkpoint()
-    head_mark = spool.read_checkpoint(HEAD_SECTOR) or Checkpoint()
-    base = max(tail_mark.base, head_mark.base, _base_of_front(spool, size))
-    front, end = base + SUPERBLOCK, base + size
-    if not (front <= tail_mark.position <= end and head_mark.position <= head_mark.limit):
-        tail_mark = Checkpoint(tail_mark.generation, position=front, sequence=0)
-        head_mark = Checkpoint(head_mark.generation, position=front, limit=end)
-    if head_mark.position < front:
-        head_mark = Checkpoint(head_mark.generation, position=front, limit=front, sequence=tail_mark.sequence)
-    reader = Reader(spool.fd, spool.salt, base)
-
-    tail, tail_sequence = _find_tail(spool, reader, tail_mark, end)
-    words[BASE] = base
-    words[PUNCHED] = front
+    recovery = Recovery(spool, size)
+    recovery.find_tail()
+    recovery.find_head()
+    words[BASE] = recovery.base
+    words[PUNCHED] = recovery.front
     words[NEXT_DUE] = NEVER
     words[MAXSIZE] = spool.options.maxsize
-    words[T_GEN], words[H_GEN] = tail_mark.generation, head_mark.generation
-    words[DROPS], words[DAMAGED], words[DAMAGED_BYTES] = head_mark.drops, head_mark.damaged, head_mark.damaged_bytes
-
-    control.set_tail(tail, tail_sequence)
-    head, head_sequence = min(head_mark.position, tail), head_mark.sequence
+    words[T_GEN], words[H_GEN] = recovery.tail_mark.generation, recovery.head_mark.generation
+    words[DROPS] = recovery.head_mark.drops
+    words[DAMAGED], words[DAMAGED_BYTES] = recovery.damaged, recovery.damaged_bytes
+    control.set_tail(recovery.tail, recovery.tail_sequence)
+    control.set_head(recovery.head, recovery.head_sequence)
     now = time.time_ns() // 1_000_000
-    for header in reader.walk(front, head):
-        _enter(ledger, header, now)
-    passed = list(reader.walk(head, min(head_mark.limit, tail)))
-    while passed and passed[-1].state == READY:
-        passed.pop()
-    for header in passed:
-        _enter(ledger, header, now)
-        head, head_sequence = header.position + header.size, head_sequence + 1
-    if head >= tail or head_sequence > tail_sequence:
-        head_sequence = tail_sequence
-    control.set_head(head, head_sequence)
-    _os.ftruncate(spool.fd, tail - base)
-    mark_tail(spool, control)
+    for header in recovery.behind:
+        due = decode_due(header.due)
+        if header.state == DEAD:
+            ledger.append(header.position, header.size, header.deliveries, NEVER, DEAD_CODE)
+        elif due > now:
+            ledger.append(header.position, header.size, header.deliveries, due, DELAYED_CODE)
+        else:
+            ledger.append(header.position, header.size, header.deliveries, NEVER, RETURNED_CODE)
+    _os.ftruncate(spool.fd, recovery.tail - recovery.base)
+    # Should the power fail again: what the head's checkpoint passes over was mended on the disk before it, and what is told
+    # by looking behind the tail's old checkpoint is on the disk before the new one.
+    _os.fdatasync(spool.fd)
+    words[SYNCED] = recovery.tail
     mark_head(spool, control)
+    _os.fdatasync(spool.fd)
+    mark_tail_synced(spool, control)
     words[EPOCH] = 2
 
 
-def _base_of_front(spool: Spool, size: int) -> int:
-    """The base that the first readable record of the file implies; 0 if there is none."""
-    offset = SUPERBLOCK
-    while offset < size:
-        offset = _os.seek_data(spool.fd, offset, size)
-        data = _os.pread(spool.fd, _WINDOW, offset)
-        if not data:
-            break
-        at = data.find(MAGIC_BYTES)
-        while at >= 0:
-            found = _os.pread(spool.fd, HEADER_SIZE, offset + at)
-            if len(found) == HEADER_SIZE:
-                position: int = unpack_header(found)[4]
-                if decode(found, 0, position, spool.salt):
-                    return position - offset - at
-            at = data.find(MAGIC_BYTES, at + 1)
-        offset += max(len(data) - len(MAGIC_BYTES), 8)
-    return 0
+class Recovery:
+    """What a spool says about itself. Mends what it passes over unless it is only looking."""
 
+    def __init__(self, spool: Spool, size: int, looking: bool = False) -> None:
+        self._spool = spool
+        self._looking = looking
+        tail_mark, head_mark = spool.read_checkpoint(TAIL_SECTOR), spool.read_checkpoint(HEAD_SECTOR)
+        self.tail_mark, self.head_mark = tail_mark or Checkpoint(), head_mark or Checkpoint()
+        self.damaged, self.damaged_bytes = self.head_mark.damaged, self.head_mark.damaged_bytes
+        self.orderly = head_mark is not None and head_mark.position == head_mark.limit
+        self.base = base = self._find_base(tail_mark, head_mark, size)
+        self.front, self._end = base + SUPERBLOCK, max(base + size, base + SUPERBLOCK)
+        self.reader = Reader(spool.fd, spool.salt, base)
+        self._exact = tail_mark is not None and head_mark is not None
+        if self.tail_mark.position > self._end and self.tail_mark.base == base and self.orderly:
+            self._damage(self._end, self.tail_mark.position)  # the file was cut off
+        if not self.front <= self.tail_mark.position <= self._end or tail_mark is None:
+            self.tail_mark = replace(self.tail_mark, position=self.front)
+            self._exact = False
+        if head_mark is None or head_mark.position < self.front:
+            self.head_mark = replace(self.head_mark, position=self.front, limit=self.front + DISTANCE)
+            self._exact = self.orderly = False
+        self.tail = self.head = self.front
+        self.tail_sequence = self.head_sequence = 0
+        self.behind: list[Header] = []
+        """Records before the head that are not done."""
 
-def _find_tail(spool: Spool, reader: Reader, mark: Checkpoint, end: int) -> tuple[int, int]:
-    """(position, sequence) of the end of the last whole record, looking from a checkpoint on."""
-    tail, sequence = mark.position, mark.sequence
-    broken: list[Header] = []
-    for header in reader.walk(mark.position, end):
-        if header.state == READY and reader.payload(header) is None:
-            broken.append(header)
-            continue
-        for torn in broken:  # the power failed while it was on its way: its put never returned as durable
-            _os.pwrite(spool.fd, DONE_BYTE, torn.position - reader.base + STATE_OFFSET)
-        sequence += len(broken) + 1
-        broken.clear()
-        tail = header.position + header.size
-    return tail, sequence
+    def _find_base(self, tail_mark: Checkpoint | None, head_mark: Checkpoint | None, size: int) -> int:
+        marks = [mark for mark in (tail_mark, head_mark) if mark is not None]
+        if not marks:
+            return commonest_base(self._spool.fd, self._spool.salt, size)
+        base = max(mark.base for mark in marks)
+        # A rewind or a collapse that was carried out and marked is on the disk; one that was only announced may be.
+        pending = tuple(base + mark.pending for mark in marks if mark.pending and mark.base == base)
+        if pending:
+            return first_base(self._spool.fd, self._spool.salt, size, (base, *pending)) or base
+        return base
 
+    # -- the tail ------------------------------------------------------------------------------------------------------
 
-def _enter(ledger: Ledger, header: Header, now: int) -> None:
-    due = decode_due(header.due)
-    if header.state == DEAD:
-        ledger.append(header.position, header.size, header.deliveries, NEVER, DEAD_CODE)
-    elif header.state != DONE and due > now:
-        ledger.append(header.position, header.size, header.deliveries, due, DELAYED_CODE)
-    elif header.state != DONE:
-        ledger.append(header.position, header.size, header.deliveries, NEVER, RETURNED_CODE)
+    def find_tail(self) -> None:
+        """The end of the last whole record. All broken behind the checkpoint and before it was never promised."""
+        mark = self.tail_mark
+        self.tail, self.tail_sequence = mark.position, mark.sequence
+        torn: list[tuple[int, int]] = []
+        for position, end, header in self.reader.spans(mark.position, self._end):
+            if header is None or end > self._end or (header.state != DONE and self.reader.payload(header) is None):
+                torn.append((position, end))
+                continue
+            for low, high in torn:
+                self._cover(low, high)
+            torn.clear()
+            self.tail = end
+            self.tail_sequence += header.tag != TAG_PAD
+
+    # -- the head ------------------------------------------------------------------------------------------------------
+
+    def find_head(self) -> None:
+        """The first record that nobody had taken, and what lies behind it undone."""
+        mark = self.head_mark
+        self.head, self.head_sequence = self.front, mark.sequence
+        seen: list[Header] = []
+        limit = max(mark.limit, mark.position)
+        for header in self._survey(self.front, self.tail):
+            if header.position >= limit and (self.orderly or header.position < self.tail_mark.position):
+                break
+            is_pad = header.tag == TAG_PAD
+            end = header.position + header.size
+            if header.position < mark.position:
+                self.head = end
+                self.behind += [] if header.state == DONE else [header]
+                self._exact &= end <= mark.position  # what was lost reaches over the head
+                continue
+            if is_pad:
+                self._exact = False  # how many records lay there, nobody knows
+            else:
+                seen.append(header)
+            if header.state == READY or (is_pad and header.position >= self.tail_mark.position):
+                continue
+            # Dead or done, so the head was here. The checkpoint that let it come so far may not have reached the disk.
+            self.head, limit = end, max(limit, end + DISTANCE)
+            self.head_sequence += len(seen)
+            self.behind += [h for h in seen if h.state != DONE]
+            seen.clear()
+        self.head = min(max(self.head, mark.position), self.tail)
+        if not self._exact or self.head > self.tail_mark.position:
+            waiting = sum(1 for _ in self.reader.walk(self.head, self.tail))
+            # Numbers go on from both checkpoints: should the power fail again, one old and one new one still agree.
+            self.head_sequence = max(self.head_sequence, self.tail_sequence - waiting)
+            self.tail_sequence = self.head_sequence + waiting
+        self.head_sequence = min(self.head_sequence, self.tail_sequence)
+
+    def _survey(self, position: int, end: int) -> Iterator[Header]:
+        """The records in a range that the head may have passed, after a verdict on all that is broken; a gap is a pad."""
+        for low, high, header in self.reader.spans(position, end):
+            if header is None:
+                if not self.reader.is_remains(low, high):
+                    if high - low >= HEADER_SIZE:  # a record was there
+                        self._damage(low, high)
+                    self._cover(low, high)
+                yield Header(low, DONE, 0, 0, high - low - HEADER_SIZE, 0, 0, TAG_PAD)
+            elif header.state == DONE or self.orderly or self.reader.payload(header) is not None:
+                yield header
+            elif self.reader.is_given_back(header):
+                self._write(low + STATE_OFFSET, DONE_BYTE)
+                yield header._replace(state=DONE)
+            else:
+                yield header  # damage: found when its turn comes
+
+    # -- mending -------------------------------------------------------------------------------------------------------
+
+    def _damage(self, low: int, high: int) -> None:
+        self.damaged += 1
+        self.damaged_bytes += high - low
+        if not self._looking:
+            self._spool.set_aside(low, low - self.base, high - low)
+
+    def _cover(self, low: int, high: int) -> None:
+        if not self._looking:
+            self._spool.cover(low, high, self.base)
+            self.reader.forget()
+
+    def _write(self, position: int, data: bytes) -> None:
+        if not self._looking:
+            _os.pwrite_all(self._spool.fd, data, position - self.base)
+            self.reader.forget()

@@ -5,9 +5,11 @@ The first 4 KiB are the superblock, in sectors of 512 bytes so that a torn write
     sector 0      static: magic, format version, salt, time of creation, the queue-wide options, crc32
     sectors 1, 2  tail checkpoints, written in turn under the tail lock: the one with the higher generation counts
     sectors 3, 4  head checkpoints, written in turn under the head lock
+    sector 7      a copy of sector 0, so that no single sector is needed to open the file
 
-A tail checkpoint says how many records lie before a position; a head checkpoint says that nothing from `limit` on was
-done when it was written. Both are hints that shorten recovery; the records are the truth. Records follow from byte 4096.
+A tail checkpoint says how many records lie before a position, and that all of them are on the disk; a head checkpoint says
+that nothing from `limit` on was done when it was written, and if `limit` is its position, that nothing was changed since.
+Both are hints that shorten recovery; the records are the truth. Records follow from byte 4096.
 
 Checkpoints are written, not synced: when they reach the disk is up to the sync policy, as for every other byte.
 """
@@ -24,6 +26,7 @@ import zlib
 from dataclasses import dataclass
 
 from durableq import _os
+from durableq._record import HEADER_SIZE, MAX_LENGTH, encode_pad
 from durableq.errors import (
     DamagedError,
     InsecureSpoolError,
@@ -40,7 +43,7 @@ SUPERBLOCK = 4096
 _SECTOR = 512
 _STATIC = struct.Struct("<8sIIQQQIIQI")
 _CHECKPOINT = struct.Struct("<9QI")
-TAIL_SECTOR, HEAD_SECTOR = 1, 3
+TAIL_SECTOR, HEAD_SECTOR, COPY_SECTOR = 1, 3, 7
 _ON_FULL = ("block", "drop_oldest")
 
 ALLOW_NETWORK = "DURABLEQ_ALLOW_NETWORK_FS"
@@ -133,7 +136,8 @@ class Spool:
         salt = secrets.randbits(32)
         spool = cls(path, fd, salt, options)
         block = bytearray(SUPERBLOCK)
-        block[: _STATIC.size] = _pack_static(salt, options)
+        for sector in (0, COPY_SECTOR):
+            block[sector * _SECTOR : sector * _SECTOR + _STATIC.size] = _pack_static(salt, options)
         for sector in (TAIL_SECTOR, HEAD_SECTOR):
             block[sector * _SECTOR : sector * _SECTOR + _CHECKPOINT.size] = _pack_checkpoint(Checkpoint(1), salt)
         try:
@@ -168,8 +172,9 @@ class Spool:
     # -- superblock ----------------------------------------------------------------------------------------------------
 
     def store_options(self, options: Options) -> None:
-        """Change the queue-wide options. One sector, so a power cut leaves the old ones or the new ones."""
-        _os.pwrite_all(self.fd, _pack_static(self.salt, options), 0)
+        """Change the queue-wide options. One sector each, so a power cut leaves the old ones or the new ones."""
+        for sector in (COPY_SECTOR, 0):
+            _os.pwrite_all(self.fd, _pack_static(self.salt, options), sector * _SECTOR)
         self.options = options
 
     def write_checkpoint(self, sector: int, checkpoint: Checkpoint) -> None:
@@ -187,6 +192,35 @@ class Spool:
                 if check == zlib.crc32(data[:-4], self.salt):
                     found.append(Checkpoint(*fields))
         return max(found, key=lambda c: c.generation, default=None)
+
+    # -- what is broken ------------------------------------------------------------------------------------------------
+
+    def cover(self, low: int, high: int, base: int) -> None:
+        """Make all in the positions [low, high) dead at once: a pad over it, or zeros where a pad is too large."""
+        while low < high:
+            size = min(high - low, MAX_LENGTH)
+            if 0 < high - low - size < HEADER_SIZE:
+                size -= HEADER_SIZE
+            pad = encode_pad(low, size, self.salt) if size >= HEADER_SIZE else bytes(size)
+            _os.pwrite_all(self.fd, pad, low - base)
+            low += size
+
+    def set_aside(self, position: int, offset: int, length: int) -> None:
+        """Append damaged bytes to `q.dq-damaged`, with a line that names them. A hint: it can fail on a full disk."""
+        note = f"durableq: {length} damaged bytes from offset {offset} (position {position}) of {self.path}\n"
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
+        try:
+            with open(os.open(f"{self.path}-damaged", flags, 0o600), "wb") as file:
+                file.write(note.encode())
+                while length > 0:
+                    piece = _os.pread(self.fd, min(length, 1 << 20), offset)
+                    file.write(piece if piece.strip(b"\0") else b"")
+                    if not piece:
+                        break
+                    offset, length = offset + len(piece), length - len(piece)
+                file.write(b"\n")
+        except OSError:
+            return  # the queue goes on: a place for the broken pieces is not worth the whole ones behind them
 
     # -- errors of the disk --------------------------------------------------------------------------------------------
 
@@ -262,17 +296,23 @@ def _pack_static(salt: int, options: Options) -> bytes:
 
 
 def _read_static(path: str, fd: int) -> tuple[int, Options]:
-    data = _os.pread(fd, _STATIC.size, 0)
-    if data[:8] != MAGIC:
+    """Salt and options, from the first sector or, should that be damaged, from its copy."""
+    block = _os.pread(fd, SUPERBLOCK, 0)
+    copies = [block[at : at + _STATIC.size] for at in (0, COPY_SECTOR * _SECTOR)]
+    for data in copies:
+        if data[:8] == MAGIC and len(data) == _STATIC.size:
+            _, version, salt, _, maxsize, max_bytes, on_full, max_deliveries, lease_ms, check = _STATIC.unpack(data)
+            if version > VERSION:
+                raise NewerFormatError(
+                    f"{path}: has format version {version}, this durableq reads up to {VERSION}; upgrade durableq"
+                )
+            if check == zlib.crc32(data[:-4]) and on_full < len(_ON_FULL):
+                return salt, Options(maxsize, max_bytes, _ON_FULL[on_full], max_deliveries, lease_ms)
+    if not any(data[:8] == MAGIC for data in copies):
         raise NotASpoolError(f"{path}: is not a durableq spool; it was not touched, name another file")
-    if len(data) < _STATIC.size:
+    if len(block) < SUPERBLOCK:
         raise DamagedError(f"{path}: is cut off inside its superblock; run durableq.repair on it")
-    _, version, salt, _, maxsize, max_bytes, on_full, max_deliveries, lease_ms, check = _STATIC.unpack(data)
-    if version > VERSION:
-        raise NewerFormatError(f"{path}: has format version {version}, this durableq reads up to {VERSION}; upgrade durableq")
-    if check != zlib.crc32(data[:-4]) or on_full >= len(_ON_FULL):
-        raise DamagedError(f"{path}: the superblock is damaged; run durableq.repair on it")
-    return salt, Options(maxsize, max_bytes, _ON_FULL[on_full], max_deliveries, lease_ms)
+    raise DamagedError(f"{path}: the superblock is damaged; run durableq.repair on it")
 
 
 def _pack_checkpoint(checkpoint: Checkpoint, salt: int) -> bytes:

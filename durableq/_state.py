@@ -22,6 +22,7 @@ stores a whole word at once (`struct.pack_into` goes byte by byte).
     T_POS[2]        producers       tail          end of the published records is T_POS[flip]; the other one is scratch
     T_MARK          producers       tail          position at which the next tail checkpoint is due
     T_GEN           producers       tail          generation of the last tail checkpoint
+    T_PLACE, .._SEQ producers       tail          a place for the next tail checkpoint, once SYNCED has passed it; 0: none
     PUT_DELAYED     producers       tail          records ever put with a delay (statistics: one off at worst)
     H_COMMIT        consumers       head          (passed records << 1 | flip), as T_COMMIT
     H_POS[2]        consumers       head          from H_POS[flip] on all records wait; before it they are done or in the ledger
@@ -68,7 +69,7 @@ PUNCHED, DROPS, DAMAGED, DAMAGED_BYTES, SLOTS = range(64, 69)
 GET_WAITERS, GET_WORD = 72, 73
 PUT_WAITERS, PUT_WORD = 80, 81
 JOIN_WAITERS, JOIN_WORD = 88, 89
-SYNCED = 96
+SYNCED, T_PLACE, T_PLACE_SEQUENCE = 96, 97, 98
 BUSY, SPECIAL = 1, 2
 TAIL_MUTEX, HEAD_MUTEX = 3840, 3968  # bytes, a cache line each
 

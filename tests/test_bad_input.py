@@ -58,11 +58,29 @@ def test_a_spool_of_a_newer_format_is_refused(path):
     assert "upgrade" in refuses(path, NewerFormatError)
 
 
+COPY_OFFSET = 7 * 512  # of the superblock's first sector
+
+
+def test_a_spool_with_one_damaged_sector_in_its_superblock_opens_as_if_nothing_had_been(path):
+    with DurableQueue(path, maxsize=7) as q:
+        q.put("x")
+    for offset in range(0, 4096, 512):
+        before = path.read_bytes()
+        with open(path, "r+b") as file:
+            file.seek(offset)
+            file.write(b"\xff" * 512)
+        path.with_name(path.name + "-shm").unlink()
+        with DurableQueue(path) as q:
+            assert (q.peek(), q.qsize(), q.maxsize) == (["x"], 1, 7)
+        path.write_bytes(before)
+
+
 def test_a_spool_with_a_damaged_superblock_is_refused_and_names_the_repair(path):
     DurableQueue(path).close()
     with open(path, "r+b") as file:
-        file.seek(SALT_OFFSET)
-        file.write(b"\xff\xff\xff\xff")
+        for copy in (0, COPY_OFFSET):
+            file.seek(copy + SALT_OFFSET)
+            file.write(b"\xff\xff\xff\xff")
     assert "repair" in refuses(path, DamagedError)
 
 

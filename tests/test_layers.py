@@ -18,7 +18,7 @@ LAYERS = [
     ["_spool"],
     ["_checkpoint"],
     ["_locks", "_leases"],
-    ["_owner", "_wakeup", "_commit"],
+    ["_owner", "_wakeup", "_commit", "_scan"],
     ["_reclaim", "_recovery"],
     ["_handle"],
     ["_head"],

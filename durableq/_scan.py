@@ -1,0 +1,182 @@
+"""Reading a spool for evidence: records, gaps between them, and what a gap or a broken record looks like.
+
+Nothing here writes or decides. Two kinds of evidence matter when a record cannot be read:
+
+    given back      punches start and end at block boundaries, and put a pad at their end: a dead record that reaches into
+                    a hole, or lies across the end of one, breaks off at a block boundary into zeros or a pad
+    another turn    a record with a sum of this spool but a position that does not fit its place was written before the file
+                    was started anew at its front, or after it, and the power failed in between
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+from durableq import _os
+from durableq._record import (
+    HEADER_SIZE,
+    MAGIC_BYTES,
+    TAG_PAD,
+    Header,
+    crc32,
+    decode,
+    unpack_header,
+)
+from durableq._spool import SUPERBLOCK
+
+_WINDOW = 256 << 10
+_ZEROS = bytes(_os.BLOCK)
+
+Span = tuple[int, int, "Header | None"]
+"""(position, end, header) of a record, or of a gap: no header."""
+
+
+class Reader:
+    """Reads records in order from a spool whose base is known. No locks: the caller keeps the geometry still."""
+
+    def __init__(self, fd: int, salt: int, base: int) -> None:
+        self._fd = fd
+        self._salt = salt
+        self.base = base
+        self._buffer = b""
+        self._at = 0
+
+    def header(self, position: int) -> Header | None:
+        """The header at a position, or None if no record begins there."""
+        offset = position - self._at
+        if offset < 0 or offset + HEADER_SIZE > len(self._buffer):
+            self._buffer = _os.pread(self._fd, _WINDOW, position - self.base)
+            self._at = position
+            offset = 0
+        return decode(self._buffer, offset, position, self._salt)
+
+    def forget(self) -> None:
+        """What was read before may have been written over."""
+        self._buffer = b""
+
+    def payload(self, header: Header) -> bytes | None:
+        """The payload of a record, or None if it is damaged or cut off."""
+        start = header.position + HEADER_SIZE
+        offset = start - self._at
+        data = self._buffer[offset : offset + header.length] if offset >= 0 else b""
+        if len(data) != header.length:
+            data = _os.pread(self._fd, header.length, start - self.base)
+        return data if len(data) == header.length and crc32(data) == header.sum else None
+
+    def bytes_at(self, position: int, length: int) -> bytes:
+        """What lies at a position, as far as the file goes."""
+        return _os.pread(self._fd, length, position - self.base)
+
+    def following(self, position: int, end: int) -> int:
+        """Position of the first record at or after `position` and before `end`; `end` if there is none."""
+        while position < end:
+            physical = position - self.base
+            skip = _os.seek_data(self._fd, physical, end - self.base)
+            if skip != physical:
+                position = skip + self.base
+                continue
+            data = _os.pread(self._fd, min(_WINDOW, end - position), physical)
+            if not data:
+                return end
+            at = data.find(MAGIC_BYTES)
+            while at >= 0:
+                if not at & 7:
+                    found = _os.pread(self._fd, HEADER_SIZE, physical + at)
+                    header = decode(found, 0, position + at, self._salt)
+                    if header and position + at + header.size <= end:
+                        return position + at
+                at = data.find(MAGIC_BYTES, at + 1)
+            position += max(len(data) - len(MAGIC_BYTES) & -8, 8)  # a magic may lie across the border
+        return end
+
+    def spans(self, position: int, end: int) -> Iterator[Span]:
+        """All of [position, end): records, pads and the gaps between them. The last record may reach over the end."""
+        while position < end:
+            header = self.header(position)
+            stop = self.following(position + 8, end) if header is None else position + header.size
+            yield position, stop, header
+            position = stop
+
+    def walk(self, position: int, end: int) -> Iterator[Header]:
+        """All records in [position, end), pads left out."""
+        for _, stop, header in self.spans(position, end):
+            if header is not None and stop <= end and header.tag != TAG_PAD:
+                yield header
+
+    # -- evidence ------------------------------------------------------------------------------------------------------
+
+    def is_given_back(self, header: Header) -> bool:
+        """Whether a record whose payload does not check breaks off at a block boundary, as the dead do beside a hole."""
+        end = header.position + header.size
+        boundary = self._boundary(header.position + 1)
+        while boundary < end:
+            if self._is_hole(boundary, min(end, boundary + _os.BLOCK)) or self._pad_end(boundary):
+                return True
+            boundary += _os.BLOCK
+        return False
+
+    def is_remains(self, position: int, end: int) -> bool:
+        """Whether a gap is zeros, or what lies beside a hole, or of another turn of the file: nothing that was alive."""
+        boundary = self._boundary(position)
+        if any(self._pad_end(boundary - n * _os.BLOCK) >= end for n in (1, 2)):
+            return True  # its hole did not reach the disk, so what we read before is the dead record that it lies across
+        if boundary > position and self._is_hole(position, min(end, boundary)):
+            return True  # zeros; or a hole ends there whose pad did not reach the disk
+        while boundary < end:
+            if self._is_hole(boundary, min(end, boundary + _os.BLOCK)):
+                return True
+            boundary += _os.BLOCK
+        return self._has_other_turn(position, end)
+
+    def _boundary(self, position: int) -> int:
+        return (position - self.base + _os.BLOCK - 1 & -_os.BLOCK) + self.base
+
+    def _is_hole(self, position: int, end: int) -> bool:
+        data = self.bytes_at(position, end - position)
+        return data == _ZEROS[: len(data)]
+
+    def _pad_end(self, position: int) -> int:
+        """Where the pad ends that begins at a position; 0 if none does."""
+        header = decode(self.bytes_at(position, HEADER_SIZE), 0, position, self._salt) if position > self.base else None
+        return position + header.size if header is not None and header.tag == TAG_PAD else 0
+
+    def _has_other_turn(self, position: int, end: int) -> bool:
+        return any(base != self.base for base in _bases(self._fd, self._salt, position - self.base, end - self.base))
+
+
+def _bases(fd: int, salt: int, offset: int, end: int) -> Iterator[int]:
+    """The base that each readable header in a range of the file implies."""
+    while offset < end:
+        offset = _os.seek_data(fd, offset, end)
+        data = _os.pread(fd, min(_WINDOW, end - offset), offset)
+        if not data:
+            return
+        at = data.find(MAGIC_BYTES)
+        while at >= 0:
+            found = _os.pread(fd, HEADER_SIZE, offset + at)
+            if len(found) == HEADER_SIZE:
+                position: int = unpack_header(found)[4]
+                if decode(found, 0, position, salt):
+                    yield position - offset - at
+            at = data.find(MAGIC_BYTES, at + 1)
+        offset += max(len(data) - len(MAGIC_BYTES), 8)
+
+
+def first_base(fd: int, salt: int, size: int, candidates: tuple[int, ...]) -> int | None:
+    """Which of the candidates the first record implies that implies any of them; None if none does."""
+    for base in _bases(fd, salt, SUPERBLOCK, size):
+        if base in candidates:
+            return base
+    return None
+
+
+def commonest_base(fd: int, salt: int, size: int) -> int:
+    """The base that most records at the front of the file imply: the last resort when no checkpoint can be read."""
+    votes: Counter[int] = Counter()
+    for base in _bases(fd, salt, SUPERBLOCK, size):
+        if base >= 0:
+            votes[base] += 1
+            if sum(votes.values()) >= 256:
+                break
+    return max(votes, key=lambda base: (votes[base], base), default=0)
