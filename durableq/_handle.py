@@ -4,7 +4,7 @@
 
     after `_see_tail` / `_see_head`   the cached base (and, at the head, the ledger's mapping) is that of the epoch in
                                       force, and nothing that a dead process left half done is left
-    H_STATE                           has BUSY set while the head's words are being changed, so that the next one can tell
+    BUSY in T_STATE or H_STATE        is set when a holder of that lock died or was interrupted in the middle
 """
 
 from __future__ import annotations
@@ -33,12 +33,9 @@ from durableq._state import (
     GET_WAITERS,
     H_STATE,
     HEAD_MUTEX,
-    NEVER,
-    NEXT_DUE,
     OWNER_LENT,
-    RETURNED,
     SHUTDOWN,
-    SPECIAL,
+    T_STATE,
     TAIL_MUTEX,
     Control,
     belongs,
@@ -146,13 +143,13 @@ class Handle:
         words = self._words
         self._control_fd = control_fd
         self._fd = self._spool.fd
-        self._tail = HotLock(self._control.address + TAIL_MUTEX, self.path)
-        self._head = HotLock(self._control.address + HEAD_MUTEX, self.path)
+        self._tail = HotLock(self._control, TAIL_MUTEX, T_STATE, self.path)
+        self._head = HotLock(self._control, HEAD_MUTEX, H_STATE, self.path)
         self._wakeup = Wakeup(self._control)
         self._owners = Owners(self._control, control_fd, self.path)
         self._reclaimer = Reclaimer(self._spool, self._control, self._ledger, self._tail)
         self._committer = Committer(self._fd, self._control, self._sync, weakref.WeakMethod(self._poison))
-        self._tail_epoch = self._calm = -1
+        self._tail_calm = self._calm = -1
         self._base = self._head_base = 0
         self._salt = self._spool.salt
         self._buffer = b""
@@ -192,7 +189,6 @@ class Handle:
                     self._see_head()
                     self._barred = barred
                     words = self._words
-                    words[H_STATE] |= BUSY
                     self._owners.release(self._ledger)
                     # What comes after us into the locks in another thread finds another epoch and looks, before it
                     # touches a descriptor that may soon belong to another file.
@@ -201,7 +197,7 @@ class Handle:
                         if not poisoned:
                             self._mark_closed()
                     self._leave_head()
-                    self._tail_epoch = self._calm = -1
+                    self._tail_calm = self._calm = -1
                 self._wake_everybody()
                 if self._sync is not None and not poisoned:
                     _os.fdatasync(self._spool.fd)
@@ -297,8 +293,8 @@ class Handle:
             with self._head.held():
                 if self._words[EPOCH] & 1:
                     self._reclaimer.settle()
-        self._tail_epoch = self._words[EPOCH]
         self._base = self._words[BASE]
+        self._tail_calm = self._control.settle_tail_state()
 
     def _see_head(self) -> None:
         """Under the head lock: catch up with the epoch, and end what a dead process left half done."""
@@ -323,20 +319,16 @@ class Handle:
 
     def _leave_head(self) -> None:
         """Under the head lock, when the change is complete: say so, and whether the next one finds something unusual."""
-        words = self._words
-        self._head_base = words[BASE]
-        self._calm = words[EPOCH] << 2
-        unusual = words[RETURNED] or words[NEXT_DUE] != NEVER or words[SHUTDOWN]
-        words[H_STATE] = self._calm | (SPECIAL if unusual else 0)
+        self._head_base = self._words[BASE]
+        self._calm = self._control.settle_head_state()
 
     @contextmanager
     def _entered(self) -> Iterator[None]:
-        """The head lock, stepped in and busy, for paths that are not hot."""
+        """The head lock, stepped in and out, for paths that are not hot."""
         with self._head.held():
             self._see_head()
-            self._words[H_STATE] |= BUSY
             yield
-            self._leave_head()  # not in a `finally`: after an exception the next one counts anew
+            self._leave_head()
 
     def _wake_everybody(self) -> None:
         for condition in (GET, PUT, JOIN):

@@ -33,10 +33,10 @@ from durableq._state import (
     BUSY,
     DAMAGED,
     DAMAGED_BYTES,
-    EPOCH,
     GET_WAITERS,
     H_COMMIT,
     H_LIMIT,
+    H_NEXT,
     H_POS,
     H_STATE,
     JOIN_WAITERS,
@@ -47,6 +47,7 @@ from durableq._state import (
     RETURNED,
     SEEN_DELAYED,
     SHUTDOWN,
+    SPECIAL,
     UNPUNCHED,
 )
 from durableq._wakeup import EVERYBODY, GET, JOIN, PUT
@@ -89,21 +90,19 @@ class HeadEnd(Handle):
                 self._see_head()
                 if words[SHUTDOWN] > 1:
                     raise ShutDown
-            words[H_STATE] = self._calm | BUSY
-            if not usual and (words[RETURNED] or words[NEXT_DUE] != NEVER):
-                self._take_returned(box, limit, done, reserved)
+                if words[RETURNED] or words[NEXT_DUE] != NEVER:
+                    self._take_returned(box, limit, done, reserved)
             while len(box) < limit and self._take_fresh(box, limit, done, reserved):
                 pass
-            if done and words[UNPUNCHED] >= BATCH:
-                self._tidy()
-            if usual and not self._lease_ms:
-                words[H_STATE] = words[EPOCH] << 2
-            else:
+            if not usual:
                 self._leave_head()
             if not box:
                 if words[SHUTDOWN]:
                     raise ShutDown
                 return False
+        except BaseException:
+            words[H_STATE] |= BUSY
+            raise
         finally:
             _mutex_unlock(self._head.address)
         if words[PUT_WAITERS]:
@@ -126,6 +125,7 @@ class HeadEnd(Handle):
                     self._control.set_head(position, sequence)
                 if position - self._head_base > REWIND and not words[LIVE]:
                     self._reclaimer.rewind()
+                    self._leave_head()
                 return False
         at = position - self._buffer_at
         buffer = self._buffer
@@ -164,13 +164,17 @@ class HeadEnd(Handle):
             position += size
             if len(offsets) == wanted or position >= self._tail_seen or at + HEADER_SIZE > len(buffer):
                 break
-        if position > words[H_LIMIT]:
+        milestone = position > words[H_NEXT]
+        if milestone and position > words[H_LIMIT]:
             mark_head(self._spool, self._control, DISTANCE + position - words[H_POS + flip])
         if done:
             self._mark_done(buffer, first, at, offsets)
-            words[UNPUNCHED] += at - first
         words[H_POS + (flip ^ 1)] = position
         words[H_COMMIT] = commit + 2 * len(offsets) ^ 1  # this store takes them
+        if milestone:
+            words[H_NEXT] = min(position + BATCH, words[H_LIMIT])
+            if done:
+                self._tidy()
         return True
 
     def _lend(self, position: int, size: int, count: int) -> int:
@@ -180,7 +184,11 @@ class HeadEnd(Handle):
             mark_head(self._spool, self._control)
             self._reclaimer.sweep(1)
             ledger.rebuild()
-        until = time.time_ns() // 1_000_000 + self._lease_ms if self._lease_ms else NEVER
+            self._leave_head()
+        until = NEVER
+        if self._lease_ms:
+            until = time.time_ns() // 1_000_000 + self._lease_ms
+            self._words[H_STATE] |= SPECIAL
         self._words[self._lent_word] = 1
         return ledger.append(position, size, count, until, self._own_code)
 
@@ -322,6 +330,7 @@ class HeadEnd(Handle):
         if not self._reclaimer.rewind():
             self._reclaimer.run()
             self._reclaimer.trim()
+        self._leave_head()
 
     def _bury_letter(self, i: int) -> None:
         self._write_state(self._ledger.position[i], bytes([STATE_DEAD]))

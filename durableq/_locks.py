@@ -9,11 +9,15 @@ was left half done. The three busiest paths take it in line, in this form and no
         if code := mutex_try(lock.address):
             lock.wait(code)
         ...
+    except BaseException:
+        words[lock.state] |= BUSY
+        raise
     finally:
         mutex_unlock(lock.address)
 
-The `try` comes before the lock is taken, because a KeyboardInterrupt can land between any two byte codes: unlocking what
-this thread does not hold does nothing, not unlocking would hang everybody. A forked child does not hold what its parent's
+A holder that dies or is interrupted leaves BUSY in the state word of its lock (T_STATE, H_STATE): the next one knows that a
+change may be half done. The `try` comes before the lock is taken, because a KeyboardInterrupt can land between any two byte
+codes: unlocking what this thread does not hold does nothing, not unlocking would hang everybody. A forked child does not hold what its parent's
 thread held, and cannot unlock it. As with `queue.Queue`, a signal handler must not put or get on the very queue whose put
 or get it interrupted.
 
@@ -27,6 +31,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from durableq import _os
+from durableq._state import BUSY, Control
 
 _SLICE = 0.1
 """Seconds after which a wait for the lock gives Python a chance to run signal handlers."""
@@ -35,19 +40,27 @@ _SLICE = 0.1
 class HotLock:
     """One of the two mutexes in the control file."""
 
-    def __init__(self, address: int, path: str) -> None:
-        self.address = address
+    def __init__(self, control: Control, mutex: int, state: int, path: str) -> None:
+        self.address = control.address + mutex
+        self.state = state
+        self._words = control.words
         self._path = path
 
     def wait(self, code: int) -> None:
         """Take the lock after `mutex_try` gave this code: not 0. What a dead holder left half done, `_see_*` looks after."""
         while code:
-            if code == errno.EOWNERDEAD:  # taken; an unlock without this would make the lock useless for ever
-                _os.mutex_mend(self.address)
+            if code == errno.EOWNERDEAD:  # taken
+                self._mend()
                 return
             if code == errno.ENOTRECOVERABLE:
                 self._renew()
             code = _os.mutex_wait(self.address, _SLICE)
+
+    def _mend(self) -> None:
+        # First the sign, then the mending: if we die in between, the next one gets EOWNERDEAD again. An unlock without
+        # the mending would make the lock useless for ever.
+        self._words[self.state] |= BUSY
+        _os.mutex_mend(self.address)
 
     def _renew(self) -> None:
         """Nobody holds it and nobody can: an interrupt came between EOWNERDEAD and the mending. Make it anew."""
@@ -64,6 +77,9 @@ class HotLock:
             if code := _os.mutex_try(self.address):
                 self.wait(code)
             yield
+        except BaseException:
+            self._words[self.state] |= BUSY
+            raise
         finally:
             _os.mutex_unlock(self.address)
 
@@ -73,9 +89,12 @@ class HotLock:
         try:
             code = _os.mutex_try(self.address)
             if code == errno.EOWNERDEAD:
-                _os.mutex_mend(self.address)
+                self._mend()
                 code = 0
             yield code == 0
+        except BaseException:
+            self._words[self.state] |= BUSY
+            raise
         finally:
             _os.mutex_unlock(self.address)
 

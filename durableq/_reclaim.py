@@ -27,7 +27,20 @@ from durableq._locks import HotLock
 from durableq._record import DONE_BYTE, HEADER_SIZE, STATE_OFFSET
 from durableq._scan import Reader
 from durableq._spool import SUPERBLOCK, Spool
-from durableq._state import BASE, EPOCH, LIVE, PENDING, PENDING_BASE, PENDING_SIZE, PUNCHED, UNPUNCHED, Control
+from durableq._state import (
+    BASE,
+    BUSY,
+    EPOCH,
+    H_STATE,
+    LIVE,
+    PENDING,
+    PENDING_BASE,
+    PENDING_SIZE,
+    PUNCHED,
+    SPECIAL,
+    UNPUNCHED,
+    Control,
+)
 
 _SECTOR = 512
 BATCH = 1 << 20
@@ -179,3 +192,5 @@ class Reclaimer:
         mark_tail_synced(self._spool, self._control)  # after a rewind nothing alive lies before it
         mark_head(self._spool, self._control)
         words[EPOCH] += 1
+        self._control.settle_tail_state()
+        words[H_STATE] = words[EPOCH] << 2 | SPECIAL | words[H_STATE] & BUSY  # whoever has the head looks closer

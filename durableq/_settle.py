@@ -34,9 +34,10 @@ class Settler(HeadEnd):
             i = self._ours(position, index, count)
             if i < 0:
                 return False
-            words[H_STATE] |= BUSY
             self._finish(i, position)
-            self._leave_head()
+        except BaseException:
+            words[H_STATE] |= BUSY
+            raise
         finally:
             _mutex_unlock(lock.address)
         self._is_done()

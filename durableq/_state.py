@@ -22,14 +22,16 @@ stores a whole word at once (`struct.pack_into` goes byte by byte).
     T_POS[2]        producers       tail          end of the published records is T_POS[flip]; the other one is scratch
     T_MARK          producers       tail          position at which the next tail checkpoint is due
     T_GEN           producers       tail          generation of the last tail checkpoint
+    T_STATE         producers       tail          as H_STATE, for the tail; SPECIAL: SHUTDOWN
     T_PLACE, .._SEQ producers       tail          a place for the next tail checkpoint, once SYNCED has passed it; 0: none
     PUT_DELAYED     producers       tail          records ever put with a delay (statistics: one off at worst)
     H_COMMIT        consumers       head          (passed records << 1 | flip), as T_COMMIT
     H_POS[2]        consumers       head          from H_POS[flip] on all records wait; before it they are done or in the ledger
-    H_STATE         consumers       head          EPOCH << 2 | SPECIAL | BUSY: one look tells that all is usual. BUSY: set while
-                                                  the head's words are changed; if found so, recount (`_see_head`).
-                                                  SPECIAL: something was given back, or has its time, or SHUTDOWN
+    H_STATE         consumers       head          EPOCH << 2 | SPECIAL | BUSY: one look tells that all is usual. BUSY: a holder
+                                                  died or was interrupted, so recount (`_see_head`). SPECIAL: something was
+                                                  given back, or has its time, or SHUTDOWN
     H_LIMIT         consumers       head          the head checkpoint on disk vouches for nothing done from here on
+    H_NEXT          consumers       head          where the head has to look after checkpoint and space again
     H_GEN           consumers       head          generation of the last head checkpoint
     SEEN_DELAYED    consumers       head          of PUT_DELAYED, how many the head has passed
     LIVE .. DEAD    consumers       head          counts of ledger entries: recounted after a death
@@ -62,8 +64,8 @@ LEDGER_OFFSET = OWNER_OFFSET + OWNER_SLOTS * OWNER_SIZE
 NEVER = (1 << 63) - 1
 
 EPOCH, BASE, PENDING, PENDING_SIZE, PENDING_BASE, SHUTDOWN, MAXSIZE = range(32, 39)
-T_COMMIT, T_POS, _, T_MARK, T_GEN, PUT_DELAYED = range(40, 46)
-H_COMMIT, H_POS, _, H_STATE, H_LIMIT, H_GEN, SEEN_DELAYED = range(48, 55)
+T_COMMIT, T_POS, _, T_MARK, T_GEN, PUT_DELAYED, T_STATE = range(40, 47)
+H_COMMIT, H_POS, _, H_STATE, H_LIMIT, H_GEN, SEEN_DELAYED, H_NEXT = range(48, 56)
 LIVE, LIVE_BYTES, RETURNED, DELAYED, DEAD, NEXT_DUE, REGION, UNPUNCHED = range(56, 64)
 PUNCHED, DROPS, DAMAGED, DAMAGED_BYTES, SLOTS = range(64, 69)
 GET_WAITERS, GET_WORD = 72, 73
@@ -123,6 +125,21 @@ class Control:
         flip = ~self.words[T_COMMIT] & 1
         self.words[T_POS + flip] = position
         self.words[T_COMMIT] = sequence << 1 | flip
+
+    def settle_tail_state(self) -> int:
+        """Under the tail lock: all is in order there. Returns what T_STATE is as long as nothing is unusual."""
+        words = self.words
+        calm: int = words[EPOCH] << 2
+        words[T_STATE] = calm | (SPECIAL if words[SHUTDOWN] else 0)
+        return calm
+
+    def settle_head_state(self) -> int:
+        """Under the head lock: all is in order there. Returns what H_STATE is as long as nothing is unusual."""
+        words = self.words
+        calm: int = words[EPOCH] << 2
+        unusual = words[RETURNED] or words[NEXT_DUE] != NEVER or words[SHUTDOWN]
+        words[H_STATE] = calm | (SPECIAL if unusual else 0)
+        return calm
 
     def waiting(self) -> int:
         """Items that wait to be taken: ready ones and delayed ones."""

@@ -7,7 +7,7 @@ What keeps it right when a process dies between any two lines:
        one store (H_COMMIT) after its entry or its done mark is written.
     3. Done is a byte in the record, written before the entry is struck out: an entry that outlives its record is noticed
        when it is taken; a record that outlived its entry would be lost, and cannot happen.
-    4. BUSY is set in H_STATE while the head's words are being changed: who finds it so derives the counts anew.
+    4. Who gets a lock whose holder died is told so, and derives anew what it may have left half done.
     5. A dead owner's kernel lock is free, and all entries under its code go back to the queue before its slot is reused.
 
 `take` and `append` return at once; the waits here only wait, and the caller tries again.
@@ -171,6 +171,7 @@ class Store(TailEnd):
             self.purge()
         with self._tail.held(), self._entered():
             self._words[SHUTDOWN] = max(self._words[SHUTDOWN], 2 if immediate else 1)
+            self._control.settle_tail_state()
         if immediate:
             self.purge()  # what was put between the two
         self._wake_everybody()

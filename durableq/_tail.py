@@ -14,7 +14,6 @@ from durableq._reclaim import BATCH
 from durableq._record import MAGIC, READY, pack_head
 from durableq._settle import Settler
 from durableq._state import (
-    EPOCH,
     GET_WAITERS,
     LIVE_BYTES,
     MAXSIZE,
@@ -23,6 +22,7 @@ from durableq._state import (
     T_COMMIT,
     T_MARK,
     T_POS,
+    T_STATE,
     UNPUNCHED,
 )
 from durableq._wakeup import GET
@@ -55,10 +55,10 @@ class TailEnd(Settler):
         try:
             if code := _mutex_try(lock.address):
                 lock.wait(code)
-            if words[EPOCH] != self._tail_epoch:
+            if words[T_STATE] != self._tail_calm:
                 self._see_tail()
-            if words[SHUTDOWN]:
-                raise ShutDown
+                if words[SHUTDOWN]:
+                    raise ShutDown
             if words[MAXSIZE] or self._max_bytes:
                 bodies = self._fitting(bodies)
                 if not bodies:
