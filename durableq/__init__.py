@@ -1,5 +1,6 @@
 """durableq: the queue to swap in for `multiprocessing.Queue` when losing work is not acceptable."""
 
+from durableq._check import Damage, Report, check, repair
 from durableq._delivery import Delivery
 from durableq._dropin import JoinableQueue, Queue, SimpleQueue
 from durableq._owner import Owner
@@ -26,6 +27,7 @@ from durableq.errors import (
 
 __all__ = [
     "ClosedError",
+    "Damage",
     "DamagedError",
     "DecodeError",
     "Delivery",
@@ -42,12 +44,15 @@ __all__ = [
     "Owner",
     "PoisonedError",
     "Queue",
+    "Report",
     "ShutDown",
     "SimpleQueue",
     "SpoolReplacedError",
     "StaleDeliveryError",
     "Stats",
     "TooManyOwnersError",
+    "check",
+    "repair",
 ]
 
 __version__ = "0.1.0"

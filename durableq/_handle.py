@@ -24,8 +24,8 @@ from durableq._leases import Ledger, owner_code
 from durableq._locks import HotLock, cold_lock
 from durableq._owner import Owners
 from durableq._reclaim import Reclaimer
-from durableq._recovery import Reader, rebuild
-from durableq._spool import Options, Spool, check_place
+from durableq._recovery import Reader, rebuild, still_fits
+from durableq._spool import USERS_BYTE, Options, Spool, check_place
 from durableq._state import (
     BASE,
     BUSY,
@@ -46,10 +46,6 @@ from durableq._state import (
 )
 from durableq._wakeup import EVERYBODY, GET, JOIN, PUT, RECHECK, Wakeup
 from durableq.errors import ClosedError, DamagedError, DurableQError, PoisonedError
-
-_USERS_BYTE = 1 << 62
-"""Every handle holds a shared lock on this byte of the spool: who finds the control file missing learns whether others
-still work with the deleted one."""
 
 _open_handles: weakref.WeakValueDictionary[int, Handle] = weakref.WeakValueDictionary()
 
@@ -108,8 +104,8 @@ class Handle:
             fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
         except OSError:
             fd = -1
-        if fd < 0 or not belongs(fd, expected):
-            if not _os.try_lock_byte(spool.fd, _USERS_BYTE):
+        if fd < 0 or not (belongs(fd, expected) and still_fits(fd, spool)):
+            if not _os.try_lock_byte(spool.fd, USERS_BYTE):
                 if fd >= 0:
                     os.close(fd)
                 raise DamagedError(
@@ -124,7 +120,7 @@ class Handle:
                 if fd >= 0:
                     os.close(fd)
                 raise spool.disk_error(exc, f"cannot create {path}") from exc
-        if not _os.try_lock_byte(spool.fd, _USERS_BYTE, exclusive=False):
+        if not _os.try_lock_byte(spool.fd, USERS_BYTE, exclusive=False):
             os.close(fd)
             raise DamagedError(f"{self.path}: is being repaired; try again when that has ended")
         return fd

@@ -228,6 +228,8 @@ class HeadEnd(Handle):
         if header is None or position + header.size > self._tail_seen:
             following = reader.following(position + 8, self._tail_seen)
             lost = self._set_aside(position, following)
+            if lost:
+                self._spool.cover(position, following, self._head_base)
             self._control.set_head(following, sequence + lost)
             return
         end = position + header.size

@@ -94,6 +94,12 @@ def _region_bytes(log2: int) -> int:
     return (size + _os.BLOCK - 1) & -_os.BLOCK
 
 
+def region_fits(region: int, size: int) -> bool:
+    """Whether a region, as its control word names it, lies within a control file of `size` bytes."""
+    log2, offset = region & (_os.BLOCK - 1), region & -_os.BLOCK
+    return _MIN_LOG2 <= log2 < 40 and offset >= LEDGER_OFFSET and offset + _region_bytes(log2) <= size
+
+
 class Ledger:
     """One handle's view of the ledger. Every method wants the head lock."""
 

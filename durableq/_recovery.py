@@ -22,30 +22,37 @@ It never moves, joins or repairs payloads, and it never takes a byte for done th
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import replace
 
 from durableq import _os
 from durableq._checkpoint import DISTANCE, mark_head, mark_tail_synced
-from durableq._leases import DEAD_CODE, DELAYED_CODE, RETURNED_CODE, Ledger
+from durableq._leases import DEAD_CODE, DELAYED_CODE, RETURNED_CODE, Ledger, region_fits
 from durableq._record import DEAD, DONE, DONE_BYTE, HEADER_SIZE, READY, STATE_OFFSET, TAG_PAD, Header, decode_due
 from durableq._scan import Reader as Reader
 from durableq._scan import commonest_base, first_base
-from durableq._spool import HEAD_SECTOR, SUPERBLOCK, TAIL_SECTOR, Checkpoint, Spool
+from durableq._spool import HEAD_SECTOR, SUPERBLOCK, TAIL_SECTOR, USERS_BYTE, Checkpoint, Spool
 from durableq._state import (
     BASE,
     DAMAGED,
     DAMAGED_BYTES,
     DROPS,
     EPOCH,
+    H_COMMIT,
     H_GEN,
+    H_POS,
+    LEDGER_OFFSET,
     MAXSIZE,
     NEVER,
     NEXT_DUE,
     PUNCHED,
+    REGION,
     SYNCED,
+    T_COMMIT,
     T_GEN,
+    T_POS,
     Control,
 )
 
@@ -85,6 +92,26 @@ def rebuild(spool: Spool, control: Control, ledger: Ledger, size: int) -> None:
     words[EPOCH] = 2
 
 
+def still_fits(fd: int, spool: Spool) -> bool:
+    """Whether control words of this boot that nobody uses at present fit their file and the spool.
+
+    A file that was cut off must not be mapped, nor words be believed when an older copy of the spool was put in place.
+    """
+    if not _os.try_lock_byte(spool.fd, USERS_BYTE):
+        return True
+    words = memoryview(_os.pread(fd, LEDGER_OFFSET, 0)).cast("Q")
+    head, tail = words[H_POS + (words[H_COMMIT] & 1)], words[T_POS + (words[T_COMMIT] & 1)]
+    if not region_fits(words[REGION], os.fstat(fd).st_size):
+        return False
+    for generation, sector in ((words[T_GEN], TAIL_SECTOR), (words[H_GEN], HEAD_SECTOR)):
+        mark = spool.read_checkpoint(sector)
+        if mark is None or mark.generation not in (generation, generation - 1):  # a kill came before it was written
+            return False
+    if words[EPOCH] & 1:  # a change of geometry was cut short, and will be settled
+        return True
+    return words[BASE] + SUPERBLOCK <= head <= tail <= words[BASE] + os.fstat(spool.fd).st_size
+
+
 class Recovery:
     """What a spool says about itself. Mends what it passes over unless it is only looking."""
 
@@ -99,13 +126,17 @@ class Recovery:
         self.front, self._end = base + SUPERBLOCK, max(base + size, base + SUPERBLOCK)
         self.reader = Reader(spool.fd, spool.salt, base)
         self._exact = tail_mark is not None and head_mark is not None
+        self.cut_off = 0
+        """Where the records had ended, if the file was cut off since; else 0."""
         if self.tail_mark.position > self._end and self.tail_mark.base == base and self.orderly:
-            self._damage(self._end, self.tail_mark.position)  # the file was cut off
+            self.cut_off = self.tail_mark.position
+            self._damage(self._end, self.cut_off)
         if not self.front <= self.tail_mark.position <= self._end or tail_mark is None:
             self.tail_mark = replace(self.tail_mark, position=self.front)
             self._exact = False
         if head_mark is None or head_mark.position < self.front:
-            self.head_mark = replace(self.head_mark, position=self.front, limit=self.front + DISTANCE)
+            limit = self._end if head_mark is None else self.front + DISTANCE
+            self.head_mark = replace(self.head_mark, position=self.front, limit=limit)
             self._exact = self.orderly = False
         self.tail = self.head = self.front
         self.tail_sequence = self.head_sequence = 0
@@ -182,7 +213,7 @@ class Recovery:
         for low, high, header in self.reader.spans(position, end):
             if header is None:
                 if not self.reader.is_remains(low, high):
-                    if high - low >= HEADER_SIZE:  # a record was there
+                    if high - low >= HEADER_SIZE and low < self.tail_mark.position:  # a record was there
                         self._damage(low, high)
                     self._cover(low, high)
                 yield Header(low, DONE, 0, 0, high - low - HEADER_SIZE, 0, 0, TAG_PAD)

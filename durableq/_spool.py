@@ -44,6 +44,9 @@ _SECTOR = 512
 _STATIC = struct.Struct("<8sIIQQQIIQI")
 _CHECKPOINT = struct.Struct("<9QI")
 TAIL_SECTOR, HEAD_SECTOR, COPY_SECTOR = 1, 3, 7
+USERS_BYTE = 1 << 62
+"""Every handle holds a shared lock on this byte of the spool: who finds the control file missing learns whether others
+still work with the deleted one."""
 _ON_FULL = ("block", "drop_oldest")
 
 ALLOW_NETWORK = "DURABLEQ_ALLOW_NETWORK_FS"
@@ -125,7 +128,7 @@ class Spool:
                 _refuse_strangers(path, info)
             if info.st_size == 0:
                 return cls._create(path, fd, options)
-            salt, stored = _read_static(path, fd)
+            salt, stored = read_static(path, fd)
             return cls(path, fd, salt, options.adopt(stored, path))
         except BaseException:
             os.close(fd)
@@ -192,6 +195,11 @@ class Spool:
                 if check == zlib.crc32(data[:-4], self.salt):
                     found.append(Checkpoint(*fields))
         return max(found, key=lambda c: c.generation, default=None)
+
+    def is_bad_checkpoint(self, sector: int) -> bool:
+        """Whether a sector holds something that is no checkpoint (a new spool has zeros in some)."""
+        data = _os.pread(self.fd, _CHECKPOINT.size, sector * _SECTOR)
+        return any(data) and data[-4:] != struct.pack("<I", zlib.crc32(data[:-4], self.salt))
 
     # -- what is broken ------------------------------------------------------------------------------------------------
 
@@ -295,24 +303,37 @@ def _pack_static(salt: int, options: Options) -> bytes:
     return data + struct.pack("<I", zlib.crc32(data))
 
 
-def _read_static(path: str, fd: int) -> tuple[int, Options]:
+def read_static(path: str, fd: int) -> tuple[int, Options]:
     """Salt and options, from the first sector or, should that be damaged, from its copy."""
-    block = _os.pread(fd, SUPERBLOCK, 0)
-    copies = [block[at : at + _STATIC.size] for at in (0, COPY_SECTOR * _SECTOR)]
-    for data in copies:
-        if data[:8] == MAGIC and len(data) == _STATIC.size:
-            _, version, salt, _, maxsize, max_bytes, on_full, max_deliveries, lease_ms, check = _STATIC.unpack(data)
-            if version > VERSION:
-                raise NewerFormatError(
-                    f"{path}: has format version {version}, this durableq reads up to {VERSION}; upgrade durableq"
-                )
-            if check == zlib.crc32(data[:-4]) and on_full < len(_ON_FULL):
-                return salt, Options(maxsize, max_bytes, _ON_FULL[on_full], max_deliveries, lease_ms)
-    if not any(data[:8] == MAGIC for data in copies):
+    copies = [_os.pread(fd, _STATIC.size, at) for at in (0, COPY_SECTOR * _SECTOR)]
+    known = [data for data in copies if data[:8] == MAGIC]
+    good = [data for data in known if _is_whole(data)]
+    # Of a newer format nothing is known but its version; a damaged one claims a wild version, and its copy another.
+    versions = {int.from_bytes(data[8:12], "little") for data in good or known}
+    if len(versions) == 1 and VERSION < (version := versions.pop()) < 1000:
+        raise NewerFormatError(f"{path}: has format version {version}, this durableq reads up to {VERSION}; upgrade durableq")
+    for data in good:
+        _, _, salt, _, maxsize, max_bytes, on_full, max_deliveries, lease_ms, _ = _STATIC.unpack(data)
+        if on_full < len(_ON_FULL):
+            return salt, Options(maxsize, max_bytes, _ON_FULL[on_full], max_deliveries, lease_ms)
+    if not known:
         raise NotASpoolError(f"{path}: is not a durableq spool; it was not touched, name another file")
-    if len(block) < SUPERBLOCK:
+    if os.fstat(fd).st_size < SUPERBLOCK:
         raise DamagedError(f"{path}: is cut off inside its superblock; run durableq.repair on it")
     raise DamagedError(f"{path}: the superblock is damaged; run durableq.repair on it")
+
+
+def _is_whole(data: bytes) -> bool:
+    return len(data) == _STATIC.size and zlib.crc32(data[:-4]) == int.from_bytes(data[-4:], "little")
+
+
+def static_copies(fd: int) -> list[tuple[int, bool]]:
+    """The offset of each copy of the static sector, and whether it can be read."""
+    found = []
+    for offset in (0, COPY_SECTOR * _SECTOR):
+        data = _os.pread(fd, _STATIC.size, offset)
+        found.append((offset, data[:8] == MAGIC and _is_whole(data)))
+    return found
 
 
 def _pack_checkpoint(checkpoint: Checkpoint, salt: int) -> bytes:

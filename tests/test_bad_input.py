@@ -23,6 +23,7 @@ from durableq import (
 
 VERSION_OFFSET = 8
 SALT_OFFSET = 12
+COPY_OFFSET = 7 * 512  # of the superblock's first sector
 
 
 def refuses(path, error, **options):
@@ -53,12 +54,10 @@ def test_a_file_that_is_no_spool_is_refused(path, content):
 def test_a_spool_of_a_newer_format_is_refused(path):
     DurableQueue(path).close()
     with open(path, "r+b") as file:
-        file.seek(VERSION_OFFSET)
-        file.write(struct.pack("<I", 99))
+        for copy in (0, COPY_OFFSET):
+            file.seek(copy + VERSION_OFFSET)
+            file.write(struct.pack("<I", 99))
     assert "upgrade" in refuses(path, NewerFormatError)
-
-
-COPY_OFFSET = 7 * 512  # of the superblock's first sector
 
 
 def test_a_spool_with_one_damaged_sector_in_its_superblock_opens_as_if_nothing_had_been(path):

@@ -29,6 +29,7 @@ LAYERS = [
     ["_reader"],
     ["_queue"],
     ["_dropin"],
+    ["_check"],
     ["__init__"],
     ["_picture"],
     ["_demo_run"],
