@@ -9,13 +9,14 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import threading
 import time
 import weakref
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from multiprocessing.util import Finalize
+from typing import Concatenate, ParamSpec, TypeVar
 
 from durableq import _os
 from durableq._checkpoint import mark_head, mark_open, mark_tail_synced
@@ -48,6 +49,41 @@ from durableq._wakeup import EVERYBODY, GET, JOIN, PUT, RECHECK, Wakeup
 from durableq.errors import ClosedError, DamagedError, DurableQError, PoisonedError
 
 _open_handles: weakref.WeakValueDictionary[int, Handle] = weakref.WeakValueDictionary()
+
+
+H = TypeVar("H", bound="Handle")
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def at_tail(method: Callable[Concatenate[H, P], T]) -> Callable[Concatenate[H, P], T]:
+    """Run a method under the tail lock, stepped in; for paths that are not hot."""
+
+    def locked(self: H, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        def work() -> T:
+            self._see_tail()
+            return method(self, *args, **kwargs)
+
+        return self._tail.hold(work)
+
+    functools.update_wrapper(locked, method)
+    return locked
+
+
+def at_head(method: Callable[Concatenate[H, P], T]) -> Callable[Concatenate[H, P], T]:
+    """Run a method under the head lock, stepped in and out; for paths that are not hot."""
+
+    def locked(self: H, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        def work() -> T:
+            self._see_head()
+            result = method(self, *args, **kwargs)
+            self._leave_head()
+            return result
+
+        return self._head.hold(work)
+
+    functools.update_wrapper(locked, method)
+    return locked
 
 
 class Handle:
@@ -136,7 +172,6 @@ class Handle:
             raise self._spool.disk_error(exc, "cannot recover the queue") from exc
 
     def _join_owners(self, control_fd: int) -> None:
-        words = self._words
         self._control_fd = control_fd
         self._fd = self._spool.fd
         self._tail = HotLock(self._control, TAIL_MUTEX, T_STATE, self.path)
@@ -155,15 +190,19 @@ class Handle:
         self._back_at = 0
         self._odd_reader: Reader | None = None
         self._look_at = 0.0
-        with self._entered():
-            self._owners.claim(self._ledger)
-            if self._owners.alone():
-                words[SHUTDOWN] = 0
-                mark_open(self._spool, self._control)
+        self._claim()
+        self._tail.plain = self._head.plain = self._owners.one_namespace()
         self._own_code = owner_code(self._owners.slot)
         self._lent_word = owner_word(self._owners.slot) + OWNER_LENT
         _os.advise_stream(self._spool.fd)
         _close_at_exit()
+
+    @at_head
+    def _claim(self) -> None:
+        self._owners.claim(self._ledger)
+        if self._owners.alone():
+            self._words[SHUTDOWN] = 0
+            mark_open(self._spool, self._control)
 
     def close(self) -> None:
         """Give back what this handle holds, make what it wrote durable, leave. A second call does nothing."""
@@ -179,26 +218,29 @@ class Handle:
         self._committer.close()
         with cold_lock(self.path):
             try:
-                with self._tail.held(), self._head.held():
-                    barred, self._barred = self._barred, None  # the last step in is ours
-                    self._see_tail()
-                    self._see_head()
-                    self._barred = barred
-                    words = self._words
-                    self._owners.release(self._ledger)
-                    # What comes after us into the locks in another thread finds another epoch and looks, before it
-                    # touches a descriptor that may soon belong to another file.
-                    if self._owners.alone():
-                        words[SHUTDOWN] = 0
-                        if not poisoned:
-                            self._mark_closed()
-                    self._leave_head()
-                    self._tail_calm = self._calm = -1
+                self._tail.hold(lambda: self._head.hold(lambda: self._leave(not poisoned)))
                 self._wake_everybody()
                 if self._sync is not None and not poisoned:
                     _os.fdatasync(self._spool.fd)
             finally:
-                self._let_go()
+                self._tail.hold(lambda: self._head.hold(self._let_go))
+
+    def _leave(self, sound: bool) -> None:
+        """Under both locks: what this handle does last."""
+        barred, self._barred = self._barred, None  # the last step in is ours
+        self._see_tail()
+        self._see_head()
+        self._barred = barred
+        self._owners.release(self._ledger)
+        if self._owners.alone():
+            self._words[SHUTDOWN] = 0
+            self._control.settle_tail_state()
+            if sound:
+                self._mark_closed()
+        self._leave_head()
+        # What comes after us into the locks in another thread finds another epoch and looks, before it touches a
+        # descriptor that may soon belong to another file.
+        self._tail_calm = self._calm = -1
 
     def _mark_closed(self) -> None:
         """The last one leaves: what recovery would have to look for is all here now."""
@@ -214,11 +256,10 @@ class Handle:
             self.close()
 
     def _let_go(self) -> None:
-        with self._tail.held(), self._head.held():
-            self._ledger.detach()
-            os.close(self._mapped_fd)
-            os.close(self._control_fd)
-            self._spool.close()
+        self._ledger.detach()
+        os.close(self._mapped_fd)
+        os.close(self._control_fd)
+        self._spool.close()
 
     @property
     def closed(self) -> bool:
@@ -253,10 +294,10 @@ class Handle:
         """Now and then: is the path still ours, did a holder of lent items die? Whether something was returned."""
         self._look_at = time.monotonic() + RECHECK
         self._spool.check_replaced()
+        self._tail.plain = self._head.plain = self._owners.one_namespace()
         if not self._owners.someone_died():
             return False
-        with self._entered():
-            returned = self._owners.reap(self._ledger)
+        returned = self._reap()
         if returned and self._words[GET_WAITERS]:
             self._wakeup.wake(GET, returned)
         return returned > 0
@@ -264,6 +305,10 @@ class Handle:
     def _check_barred(self) -> None:
         if self._barred is not None:
             raise type(self._barred)(*self._barred.args)
+
+    @at_head
+    def _reap(self) -> int:
+        return self._owners.reap(self._ledger)
 
     # -- fork ----------------------------------------------------------------------------------------------------------
 
@@ -286,9 +331,7 @@ class Handle:
         """Under the tail lock: catch up with the epoch."""
         self._check_barred()
         if self._words[EPOCH] & 1:
-            with self._head.held():
-                if self._words[EPOCH] & 1:
-                    self._reclaimer.settle()
+            self._head.hold(self._reclaimer.settle)
         self._base = self._words[BASE]
         self._tail_calm = self._control.settle_tail_state()
 
@@ -297,10 +340,8 @@ class Handle:
         self._check_barred()
         words = self._words
         while words[EPOCH] & 1:
-            with self._tail.tried() as held:
-                if held:
-                    self._reclaimer.settle()
-                    continue
+            if self._tail.hold_if_free(self._reclaimer.settle):
+                continue
             # A producer has the tail; it may want the head to settle this itself. Let it.
             _os.mutex_unlock(self._head.address)
             time.sleep(0.001)
@@ -317,14 +358,6 @@ class Handle:
         """Under the head lock, when the change is complete: say so, and whether the next one finds something unusual."""
         self._head_base = self._words[BASE]
         self._calm = self._control.settle_head_state()
-
-    @contextmanager
-    def _entered(self) -> Iterator[None]:
-        """The head lock, stepped in and out, for paths that are not hot."""
-        with self._head.held():
-            self._see_head()
-            yield
-            self._leave_head()
 
     def _wake_everybody(self) -> None:
         for condition in (GET, PUT, JOIN):

@@ -7,8 +7,9 @@ from time import monotonic
 
 from durableq import _os
 from durableq._checkpoint import DISTANCE, mark_head
-from durableq._handle import Handle
+from durableq._handle import Handle, at_head
 from durableq._leases import DEAD_CODE, DEAD_LENT, DELAYED_CODE, MAX_COUNT
+from durableq._locks import UNKNOWN
 from durableq._reclaim import BATCH, REWIND
 from durableq._record import DEAD as STATE_DEAD
 from durableq._record import (
@@ -82,9 +83,11 @@ class HeadEnd(Handle):
         if monotonic() > self._look_at:
             self._look_around()
         words = self._words
+        code = UNKNOWN
         try:
-            if code := _mutex_try(self._head.address):
-                self._head.wait(code)
+            code = _mutex_try(self._head.address)
+            if code:
+                code = self._head.wait(code)
             usual = words[H_STATE] == self._calm
             if not usual:
                 self._see_head()
@@ -104,7 +107,8 @@ class HeadEnd(Handle):
             words[H_STATE] |= BUSY
             raise
         finally:
-            _mutex_unlock(self._head.address)
+            if not code or self._head.plain:
+                _mutex_unlock(self._head.address)
         if words[PUT_WAITERS]:
             self._wakeup.wake(PUT, len(box))
         if done:
@@ -270,16 +274,19 @@ class HeadEnd(Handle):
     def take_dead(self, box: list[Taken], limit: int, done: bool, reserved: int = 0) -> bool:
         """As `take`, from the dead letters."""
         self._check()
-        with self._entered():
-            i = self._ledger.next_dead()
-            while i >= 0 and len(box) < limit:
-                self._take_entry(i, box, done, reserved, self._own_code | DEAD_LENT)
-                i = self._ledger.next_dead(i + 1)
-            if self._words[UNPUNCHED] >= BATCH:
-                self._tidy()
+        self._take_letters(box, limit, done, reserved)
         if done and box:
             self._is_done()
         return bool(box)
+
+    @at_head
+    def _take_letters(self, box: list[Taken], limit: int, done: bool, reserved: int) -> None:
+        i = self._ledger.next_dead()
+        while i >= 0 and len(box) < limit:
+            self._take_entry(i, box, done, reserved, self._own_code | DEAD_LENT)
+            i = self._ledger.next_dead(i + 1)
+        if self._words[UNPUNCHED] >= BATCH:
+            self._tidy()
 
     def _take_entry(self, i: int, box: list[Taken], done: bool, reserved: int, code: int) -> None:
         ledger = self._ledger

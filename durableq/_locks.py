@@ -5,21 +5,30 @@ system call while nobody else wants it (0.25 microseconds where an `flock` and a
 the kernel passes it on when its holder dies, by whatever signal: the next one is told (EOWNERDEAD) and looks after what
 was left half done. The three busiest paths take it in line, in this form and no other:
 
+    code = UNKNOWN
     try:
-        if code := mutex_try(lock.address):
-            lock.wait(code)
+        code = mutex_try(lock.address)
+        if code:
+            code = lock.wait(code)
         ...
     except BaseException:
         words[lock.state] |= BUSY
         raise
     finally:
-        mutex_unlock(lock.address)
+        if not code or lock.plain:
+            mutex_unlock(lock.address)
 
 A holder that dies or is interrupted leaves BUSY in the state word of its lock (T_STATE, H_STATE): the next one knows that a
-change may be half done. The `try` comes before the lock is taken, because a KeyboardInterrupt can land between any two byte
-codes: unlocking what this thread does not hold does nothing, not unlocking would hang everybody. A forked child does not hold what its parent's
-thread held, and cannot unlock it. As with `queue.Queue`, a signal handler must not put or get on the very queue whose put
-or get it interrupted.
+change may be half done. A KeyboardInterrupt can land behind any call, so also between taking the lock and noting that: the
+unlock is tried all the same, and does nothing if this thread is not the holder. For the same reason the locks are no
+context managers: `__exit__` of a Python class can be interrupted before its first line.
+
+The C library knows a holder by its thread id. Containers that share a queue may have equal ones, and then an unlock by the
+wrong one would be believed; so as long as owners of different pid namespaces are about (not `plain`), only who knows that
+it holds the lock unlocks it, and an interrupt at the worst moment keeps it until its thread ends.
+
+A forked child does not hold what its parent's thread held. As with `queue.Queue`, a signal handler must not put or get on the
+very queue whose put or get it interrupted.
 
 Locks nest in one order only: tail, then head. Who has the head and wants the tail may only try.
 """
@@ -27,11 +36,17 @@ Locks nest in one order only: tail, then head. Who has the head and wants the ta
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 from durableq import _os
 from durableq._state import BUSY, Control
+
+T = TypeVar("T")
+
+UNKNOWN = -1
+"""In place of a code of `mutex_try`: it was not called, or it was and an interrupt came before its answer was noted."""
 
 _SLICE = 0.1
 """Seconds after which a wait for the lock gives Python a chance to run signal handlers."""
@@ -43,18 +58,21 @@ class HotLock:
     def __init__(self, control: Control, mutex: int, state: int, path: str) -> None:
         self.address = control.address + mutex
         self.state = state
+        self.plain = False
+        """Whether all owners are of this pid namespace, so that thread ids tell them apart. Whoever opens says so."""
         self._words = control.words
         self._path = path
 
-    def wait(self, code: int) -> None:
-        """Take the lock after `mutex_try` gave this code: not 0. What a dead holder left half done, `_see_*` looks after."""
+    def wait(self, code: int) -> int:
+        """Take the lock after `mutex_try` gave this code: not 0. Returns 0. `_see_*` looks after what a dead holder left."""
         while code:
             if code == errno.EOWNERDEAD:  # taken
                 self._mend()
-                return
+                return 0
             if code == errno.ENOTRECOVERABLE:
                 self._renew()
             code = _os.mutex_wait(self.address, _SLICE)
+        return 0
 
     def _mend(self) -> None:
         # First the sign, then the mending: if we die in between, the next one gets EOWNERDEAD again. An unlock without
@@ -70,33 +88,36 @@ class HotLock:
             else:
                 _os.mutex_unlock(self.address)
 
-    @contextmanager
-    def held(self) -> Iterator[None]:
-        """The lock, for paths that are not hot."""
+    def hold(self, work: Callable[[], T]) -> T:
+        """Do `work` under the lock."""
+        code = UNKNOWN
         try:
-            if code := _os.mutex_try(self.address):
-                self.wait(code)
-            yield
+            code = _os.mutex_try(self.address)
+            if code:
+                code = self.wait(code)
+            return work()
         except BaseException:
             self._words[self.state] |= BUSY
             raise
         finally:
-            _os.mutex_unlock(self.address)
+            if not code or self.plain:
+                _os.mutex_unlock(self.address)
 
-    @contextmanager
-    def tried(self) -> Iterator[bool]:
-        """The lock if it is free at this moment; yields whether it is held. Never for a thread that holds it already."""
+    def hold_if_free(self, work: Callable[[], T]) -> T | None:
+        """Do `work` under the lock if it is free at this moment, else return None. Never for who holds it already."""
+        code = UNKNOWN
         try:
             code = _os.mutex_try(self.address)
             if code == errno.EOWNERDEAD:
                 self._mend()
                 code = 0
-            yield code == 0
+            return None if code else work()
         except BaseException:
             self._words[self.state] |= BUSY
             raise
         finally:
-            _os.mutex_unlock(self.address)
+            if not code or (code == UNKNOWN and self.plain):
+                _os.mutex_unlock(self.address)
 
 
 @contextmanager

@@ -162,6 +162,14 @@ def network_filesystem(fd: int) -> str | None:
     return _NETWORK.get(buffer[0] & 0xFFFFFFFF)
 
 
+def pid_namespace() -> int:
+    """A number of the pid namespace that this process is in; 0 where that cannot be seen."""
+    try:
+        return os.stat("/proc/self/ns/pid").st_ino
+    except OSError:
+        return 0
+
+
 def boot_id() -> bytes:
     """16 bytes that change with every boot of this kernel: control words of another boot are not to be trusted."""
     try:

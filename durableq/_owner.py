@@ -11,6 +11,7 @@ their own, because a mapping, which children inherit, holds on to its open file 
 from __future__ import annotations
 
 import os
+import secrets
 from dataclasses import dataclass
 
 from durableq import _os
@@ -21,11 +22,13 @@ from durableq._state import (
     OWNER_GET,
     OWNER_JOIN,
     OWNER_LENT,
+    OWNER_NAMESPACE,
     OWNER_OFFSET,
     OWNER_PID,
     OWNER_PUT,
     OWNER_SIZE,
     OWNER_SLOTS,
+    OWNER_TOKEN,
     PUT_WAITERS,
     SLOTS,
     Control,
@@ -62,7 +65,10 @@ class Owners:
             if _os.try_lock_byte(self._fd, _byte(slot)):
                 self._bury(slot, ledger)
                 self._words[SLOTS] = max(self._words[SLOTS], slot + 1)
-                self._words[owner_word(slot) + OWNER_PID] = os.getpid()
+                word = owner_word(slot)
+                self._words[word + OWNER_TOKEN] = _token()
+                self._words[word + OWNER_NAMESPACE] = _os.pid_namespace()
+                self._words[word + OWNER_PID] = os.getpid()
                 self.slot = slot
                 return
         raise TooManyOwnersError(
@@ -99,8 +105,13 @@ class Owners:
 
     def of_this_process(self) -> list[int]:
         """The slots of all handles of this process on this queue, the own one first."""
-        pid = os.getpid()
-        return [self.slot, *(s for s in self._others() if self._words[owner_word(s) + OWNER_PID] == pid)]
+        token = _token()
+        return [self.slot, *(s for s in self._others() if self._words[owner_word(s) + OWNER_TOKEN] == token)]
+
+    def one_namespace(self) -> bool:
+        """Whether all owners are of the pid namespace of this process. Needs no lock."""
+        own = _os.pid_namespace()
+        return all(self._words[owner_word(slot) + OWNER_NAMESPACE] == own for slot in self._others())
 
     def describe(self, ledger: Ledger) -> tuple[Owner, ...]:
         """All live owners, named by psutil."""
@@ -141,6 +152,17 @@ class Owners:
             self.count_waiters()
         self._words[word + OWNER_PID] = 0
         return returned
+
+
+_own_token = (0, 0)
+
+
+def _token() -> int:
+    """A number of this process alone: pids are not, in containers that share a queue."""
+    global _own_token
+    if _own_token[0] != os.getpid():
+        _own_token = os.getpid(), secrets.randbits(63) | 1
+    return _own_token[1]
 
 
 def _byte(slot: int) -> int:

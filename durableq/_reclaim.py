@@ -82,9 +82,7 @@ class Reclaimer:
         words = self._words
         hole = words[PUNCHED] - words[BASE] - SUPERBLOCK
         if hole >= COLLAPSE_AT and self._control.tail()[0] - words[PUNCHED] <= COLLAPSE_BEHIND:
-            with self._tail_lock.tried() as held:
-                if held:
-                    self.collapse()
+            self._tail_lock.hold_if_free(self.collapse)
 
     def punch_floor(self) -> int:
         """Punch everything below the lowest live record; how many bytes."""
@@ -136,22 +134,22 @@ class Reclaimer:
 
         Without the tail lock.
         """
-        with self._tail_lock.tried() as held:
-            if not held:
-                return False
-            words = self._words
-            tail, _ = self._control.tail()
-            if words[LIVE] or tail != self._control.head()[0] or words[EPOCH] & 1:
-                return False
-            length = tail - words[BASE]
-            words[EPOCH] += 1
-            words[BASE] = tail - SUPERBLOCK
-            words[PUNCHED] = tail
-            words[UNPUNCHED] = 0
-            self._finish()
-            if length > KEEP:
-                _os.ftruncate(self._spool.fd, SUPERBLOCK + KEEP)
-            return True
+        return bool(self._tail_lock.hold_if_free(self._rewind))
+
+    def _rewind(self) -> bool:
+        words = self._words
+        tail, _ = self._control.tail()
+        if words[LIVE] or tail != self._control.head()[0] or words[EPOCH] & 1:
+            return False
+        length = tail - words[BASE]
+        words[EPOCH] += 1
+        words[BASE] = tail - SUPERBLOCK
+        words[PUNCHED] = tail
+        words[UNPUNCHED] = 0
+        self._finish()
+        if length > KEEP:
+            _os.ftruncate(self._spool.fd, SUPERBLOCK + KEEP)
+        return True
 
     def collapse(self) -> int:
         """Cut the hole in front out of the file; how many bytes it is shorter. Under both locks."""
@@ -176,9 +174,11 @@ class Reclaimer:
         self._finish()
         return length if self._can_collapse else 0
 
-    def settle(self) -> None:
-        """End a change of geometry whose author died in the middle; under both locks."""
-        self._finish()
+    def settle(self) -> bool:
+        """End a change of geometry whose author died in the middle, if there is one; under both locks. True."""
+        if self._words[EPOCH] & 1:
+            self._finish()
+        return True
 
     def _finish(self) -> None:
         words = self._words

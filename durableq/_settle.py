@@ -5,8 +5,10 @@ from __future__ import annotations
 import time
 
 from durableq import _os
+from durableq._handle import at_head
 from durableq._head import HeadEnd, Taken
 from durableq._leases import DEAD_CODE, DEAD_LENT, DELAYED_CODE, MAX_COUNT, RETURNED_CODE, is_dead_letter
+from durableq._locks import UNKNOWN
 from durableq._reclaim import BATCH
 from durableq._record import DONE_BYTE, READY, STATE_OFFSET, record_size
 from durableq._state import BUSY, DROPS, GET_WAITERS, H_STATE, UNPUNCHED
@@ -26,9 +28,11 @@ class Settler(HeadEnd):
             self._check()
         words = self._words
         lock = self._head
+        code = UNKNOWN
         try:
-            if code := _mutex_try(lock.address):
-                lock.wait(code)
+            code = _mutex_try(lock.address)
+            if code:
+                code = lock.wait(code)
             if words[H_STATE] != self._calm:
                 self._see_head()
             i = self._ours(position, index, count)
@@ -39,72 +43,93 @@ class Settler(HeadEnd):
             words[H_STATE] |= BUSY
             raise
         finally:
-            _mutex_unlock(lock.address)
+            if not code or lock.plain:
+                _mutex_unlock(lock.address)
         self._is_done()
         return True
 
     def ack_oldest(self) -> bool:
         """Make the oldest item done that was lent by `get` to this process, else to anybody; False if there is none."""
         self._check()
-        with self._entered():
-            i = -1
-            for slot in self._owners.of_this_process():
-                found = self._ledger.next_owned(slot)
-                i = found if i < 0 or 0 <= found < i else i
-            if i < 0:
-                i = self._ledger.next_lent()
-            if i < 0:
-                return False
-            self._finish(i, self._ledger.position[i])
+        if not self._ack_oldest_locked():
+            return False
         self._is_done()
+        return True
+
+    @at_head
+    def _ack_oldest_locked(self) -> bool:
+        i = -1
+        for slot in self._owners.of_this_process():
+            found = self._ledger.next_owned(slot)
+            i = found if i < 0 or 0 <= found < i else i
+        if i < 0:
+            i = self._ledger.next_lent()
+        if i < 0:
+            return False
+        self._finish(i, self._ledger.position[i])
         return True
 
     def nack(self, position: int, index: int, count: int, delay: float = 0.0) -> bool:
         """Give a lent item back, after `delay` seconds; False if it is no longer ours, and then nothing was changed."""
         self._check()
-        with self._entered():
-            i = self._ours(position, index, count)
-            if i < 0:
-                return False
-            ledger = self._ledger
-            deliveries = count & MAX_COUNT
-            _os.pwrite(self._fd, bytes([min(deliveries, 255)]), position - self._head_base + STATE_OFFSET + 1)
-            if is_dead_letter(ledger.owner[i]):
-                ledger.change(i, DEAD_CODE)
-            elif self._max_deliveries and deliveries >= self._max_deliveries:
-                self._bury_letter(i)
-            elif delay > 0:
-                due = time.time_ns() // 1_000_000 + int(delay * 1000)
-                self._write_due(position, due)
-                ledger.change(i, DELAYED_CODE)
-                ledger.set_until(i, due)
-            else:
-                ledger.change(i, RETURNED_CODE)
-                _os.advise_needed(self._fd, position - self._head_base, ledger.size(i))
+        if not self._nack_locked(position, index, count, delay):
+            return False
         self._news()
+        return True
+
+    @at_head
+    def _nack_locked(self, position: int, index: int, count: int, delay: float) -> bool:
+        i = self._ours(position, index, count)
+        if i < 0:
+            return False
+        ledger = self._ledger
+        deliveries = count & MAX_COUNT
+        _os.pwrite(self._fd, bytes([min(deliveries, 255)]), position - self._head_base + STATE_OFFSET + 1)
+        if is_dead_letter(ledger.owner[i]):
+            ledger.change(i, DEAD_CODE)
+        elif self._max_deliveries and deliveries >= self._max_deliveries:
+            self._bury_letter(i)
+        elif delay > 0:
+            due = time.time_ns() // 1_000_000 + int(delay * 1000)
+            self._write_due(position, due)
+            ledger.change(i, DELAYED_CODE)
+            ledger.set_until(i, due)
+        else:
+            ledger.change(i, RETURNED_CODE)
+            _os.advise_needed(self._fd, position - self._head_base, ledger.size(i))
         return True
 
     def reject(self, position: int, index: int, count: int) -> bool:
         """Put a lent item with the dead letters; False if it is no longer ours, and then nothing was changed."""
         self._check()
-        with self._entered():
-            i = self._ours(position, index, count)
-            if i < 0:
-                return False
-            self._bury_letter(i)
+        if not self._reject_locked(position, index, count):
+            return False
         self._news()
+        return True
+
+    @at_head
+    def _reject_locked(self, position: int, index: int, count: int) -> bool:
+        i = self._ours(position, index, count)
+        if i < 0:
+            return False
+        self._bury_letter(i)
         return True
 
     def extend(self, position: int, index: int, count: int, seconds: float) -> bool:
         """Let a lease end `seconds` from now; False if the item is no longer ours, and then nothing was changed."""
         self._check()
-        with self._entered():
-            i = self._ours(position, index, count)
-            if i < 0 or self._ledger.owner[i] & ~DEAD_LENT != self._own_code:
-                return False
-            self._ledger.set_until(i, time.time_ns() // 1_000_000 + int(seconds * 1000))
+        if not self._extend_locked(position, index, count, seconds):
+            return False
         if self._words[GET_WAITERS]:  # they sleep until the next thing falls due, which this may have brought nearer
             self._wakeup.wake(GET, EVERYBODY)
+        return True
+
+    @at_head
+    def _extend_locked(self, position: int, index: int, count: int, seconds: float) -> bool:
+        i = self._ours(position, index, count)
+        if i < 0 or self._ledger.owner[i] & ~DEAD_LENT != self._own_code:
+            return False
+        self._ledger.set_until(i, time.time_ns() // 1_000_000 + int(seconds * 1000))
         return True
 
     def untake(self, box: list[Taken], dead_letter: bool = False) -> None:
@@ -113,26 +138,29 @@ class Settler(HeadEnd):
         `dead_letter`: put it with the dead letters instead (it cannot be decoded).
         """
         self._check()
-        with self._entered():
-            ledger = self._ledger
-            head = self._control.head()[0]
-            for position, index, count, _, _, payload in box:
-                if position >= head:  # it was not taken after all, but it may be marked as done
-                    self._write_state(position, bytes([READY]))
-                    continue
-                if index < 0:
-                    size = record_size(len(payload))
-                    self._write_state(position, bytes([READY]))
-                    ledger.rebuild((position, size, RETURNED_CODE))
-                    ledger.recount(head)
-                i = ledger.find(position, max(index, 0))
-                if i >= 0 and (index < 0 or ledger.owner[i] & ~DEAD_LENT == self._own_code):
-                    ledger.count[i] = max(0, (count & MAX_COUNT) - 1)
-                    if dead_letter:
-                        self._bury_letter(i)
-                    else:
-                        ledger.change(i, DEAD_CODE if is_dead_letter(ledger.owner[i]) else RETURNED_CODE)
+        self._untake_locked(box, dead_letter)
         self._news()
+
+    @at_head
+    def _untake_locked(self, box: list[Taken], dead_letter: bool) -> None:
+        ledger = self._ledger
+        head = self._control.head()[0]
+        for position, index, count, _, _, payload in box:
+            if position >= head:  # it was not taken after all, but it may be marked as done
+                self._write_state(position, bytes([READY]))
+                continue
+            if index < 0:
+                size = record_size(len(payload))
+                self._write_state(position, bytes([READY]))
+                ledger.rebuild((position, size, RETURNED_CODE))
+                ledger.recount(head)
+            i = ledger.find(position, max(index, 0))
+            if i >= 0 and (index < 0 or ledger.owner[i] & ~DEAD_LENT == self._own_code):
+                ledger.count[i] = max(0, (count & MAX_COUNT) - 1)
+                if dead_letter:
+                    self._bury_letter(i)
+                else:
+                    ledger.change(i, DEAD_CODE if is_dead_letter(ledger.owner[i]) else RETURNED_CODE)
 
     def _ours(self, position: int, index: int, count: int) -> int:
         """The entry of a delivery, or -1 if the item is done or went to somebody else.
@@ -167,16 +195,20 @@ class Settler(HeadEnd):
     def redrive(self) -> int:
         """Put all dead letters that nobody has back into the queue, as if never delivered; how many."""
         self._check()
-        n = 0
-        with self._entered():
-            ledger = self._ledger
-            i = ledger.next_dead()
-            while i >= 0:
-                position = ledger.position[i]
-                _os.pwrite(self._fd, bytes([READY, 0]), position - self._head_base + STATE_OFFSET)
-                ledger.count[i] = 0
-                ledger.change(i, RETURNED_CODE)
-                n += 1
-                i = ledger.next_dead(i + 1)
+        n = self._redrive_locked()
         self._news()
+        return n
+
+    @at_head
+    def _redrive_locked(self) -> int:
+        ledger = self._ledger
+        n = 0
+        i = ledger.next_dead()
+        while i >= 0:
+            position = ledger.position[i]
+            _os.pwrite(self._fd, bytes([READY, 0]), position - self._head_base + STATE_OFFSET)
+            ledger.count[i] = 0
+            ledger.change(i, RETURNED_CODE)
+            n += 1
+            i = ledger.next_dead(i + 1)
         return n

@@ -77,7 +77,8 @@ TAIL_MUTEX, HEAD_MUTEX = 3840, 3968  # bytes, a cache line each
 
 # The words of an owner slot, counted from its first word. All are written under the head lock but LENT, which only its
 # owner writes: non-zero means that this owner may hold lent items, and so that its death matters.
-OWNER_PID, OWNER_LENT, OWNER_GET, OWNER_PUT, OWNER_JOIN = range(5)
+# OWNER_TOKEN tells processes apart where pids do not (containers), OWNER_NAMESPACE is the pid namespace.
+OWNER_PID, OWNER_LENT, OWNER_GET, OWNER_PUT, OWNER_JOIN, OWNER_TOKEN, OWNER_NAMESPACE = range(7)
 
 _IDENTITY = struct.Struct("<8s16sQQII")
 

@@ -21,6 +21,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from durableq._checkpoint import mark_head
+from durableq._handle import at_head, at_tail
 from durableq._head import Taken
 from durableq._leases import DEAD_CODE, DELAYED_CODE, RETURNED_CODE
 from durableq._locks import cold_lock
@@ -135,12 +136,9 @@ class Store(TailEnd):
 
     def _wait(self, condition: Condition, ready: Callable[[], bool], deadline: Deadline) -> None:
         slot, words = self._owners.slot, self._words
-        with self._head.held():
-            self._see_head()
-            self._wakeup.enter(condition, slot)
-            if words[self._lent_word] and self._ledger.search(self._own_code) < 0:
-                words[self._lent_word] = 0  # holds nothing: nobody need watch over this owner
+        asleep: list[Condition] = []
         try:
+            self._lie_down(condition, asleep)
             while self._barred is None:
                 value = self._wakeup.read(condition)  # before the look: what comes after the look changes it
                 if ready() or self._look_around():
@@ -153,9 +151,15 @@ class Store(TailEnd):
                     break
                 self._wakeup.sleep(condition, value, seconds)
         finally:
-            if self._barred is None and self._owners.slot == slot:
-                with self._head.held():
-                    self._wakeup.leave(condition, slot)
+            if asleep and self._barred is None and self._owners.slot == slot:
+                self._head.hold(lambda: self._wakeup.leave(condition, slot))
+
+    @at_head
+    def _lie_down(self, condition: Condition, asleep: list[Condition]) -> None:
+        asleep.append(condition)  # before it is counted: an interrupt must not leave it counted for ever
+        self._wakeup.enter(condition, self._owners.slot)
+        if self._words[self._lent_word] and self._ledger.search(self._own_code) < 0:
+            self._words[self._lent_word] = 0  # holds nothing: nobody need watch over this owner
 
     def reap(self) -> bool:
         """Return what the dead held, now; whether there was anything."""
@@ -169,52 +173,62 @@ class Store(TailEnd):
         self._check()
         if immediate:
             self.purge()
-        with self._tail.held(), self._entered():
-            self._words[SHUTDOWN] = max(self._words[SHUTDOWN], 2 if immediate else 1)
-            self._control.settle_tail_state()
+        self._set_shutdown(2 if immediate else 1)
         if immediate:
             self.purge()  # what was put between the two
         self._wake_everybody()
 
+    @at_tail
+    @at_head
+    def _set_shutdown(self, value: int) -> None:
+        self._words[SHUTDOWN] = max(self._words[SHUTDOWN], value)
+        self._control.settle_tail_state()
+
     def purge(self) -> int:
         """Remove everything that waits, ready or delayed; durable when it returns; how many items."""
         self._check()
-        with self._tail.held():
-            self._see_tail()
-            with self._entered():
-                removed = self._control.waiting()
-                low = self._control.head()[0]
-                high, sequence = self._control.tail()
-                # The head first, then its checkpoint: whatever happens to us from here on, what is dead in the file is
-                # never behind the head that recovery starts from.
-                self._control.set_head(high, sequence)
-                mark_head(self._spool, self._control)
-                if high > low:
-                    self._reclaimer.bury(low, high)
-                for code in (RETURNED_CODE, DELAYED_CODE):
-                    i = self._ledger.search(code)
-                    while i >= 0:
-                        self._write_state(self._ledger.position[i], DONE_BYTE)
-                        self._ledger.free(i)
-                        i = self._ledger.search(code, i + 1)
-                self._words[SEEN_DELAYED] = self._words[PUT_DELAYED]
-                self._reclaimer.run()
+        removed = self._purge_locked()
         self._committer.sync_now()
         self._news()
+        return removed
+
+    @at_tail
+    @at_head
+    def _purge_locked(self) -> int:
+        removed = self._control.waiting()
+        low = self._control.head()[0]
+        high, sequence = self._control.tail()
+        # The head first, then its checkpoint: whatever happens to us from here on, what is dead in the file is never
+        # behind the head that recovery starts from.
+        self._control.set_head(high, sequence)
+        mark_head(self._spool, self._control)
+        if high > low:
+            self._reclaimer.bury(low, high)
+        for code in (RETURNED_CODE, DELAYED_CODE):
+            i = self._ledger.search(code)
+            while i >= 0:
+                self._write_state(self._ledger.position[i], DONE_BYTE)
+                self._ledger.free(i)
+                i = self._ledger.search(code, i + 1)
+        self._words[SEEN_DELAYED] = self._words[PUT_DELAYED]
+        self._reclaimer.run()
         return removed
 
     def compact(self) -> int:
         """Give back all space that can be given back now, and cut the hole in front out of the file; bytes given back."""
         self._check()
-        with cold_lock(self.path), self._tail.held():
-            self._see_tail()
-            with self._entered():
-                before = os.fstat(self._fd).st_blocks
-                mark_head(self._spool, self._control)
-                self._reclaimer.punch_floor()
-                self._reclaimer.sweep(1)
-                self._reclaimer.collapse()
-                return (before - os.fstat(self._fd).st_blocks) * 512
+        with cold_lock(self.path):
+            return self._compact_locked()
+
+    @at_tail
+    @at_head
+    def _compact_locked(self) -> int:
+        before = os.fstat(self._fd).st_blocks
+        mark_head(self._spool, self._control)
+        self._reclaimer.punch_floor()
+        self._reclaimer.sweep(1)
+        self._reclaimer.collapse()
+        return (before - os.fstat(self._fd).st_blocks) * 512
 
     def sync(self) -> None:
         """Return once everything that was put or done before this call is on the disk, whatever the policy."""
@@ -231,9 +245,11 @@ class Store(TailEnd):
     def dead_letters(self) -> int:
         """Dead letters that nobody has."""
         self._check()
-        with self._head.held():
-            self._see_head()
-            return self._ledger.codes().count(DEAD_CODE.to_bytes(2, "little"))
+        return self._count_letters()
+
+    @at_head
+    def _count_letters(self) -> int:
+        return self._ledger.codes().count(DEAD_CODE.to_bytes(2, "little"))
 
     @property
     def maxsize(self) -> int:
@@ -243,31 +259,36 @@ class Store(TailEnd):
     @maxsize.setter
     def maxsize(self, value: int) -> None:
         self._check()
-        with self._tail.held():
-            self._spool.store_options(replace(self._spool.options, maxsize=max(0, value)))
-            self._words[MAXSIZE] = max(0, value)
+        self._set_maxsize(max(0, value))
         self._wake_everybody()
+
+    @at_tail
+    def _set_maxsize(self, value: int) -> None:
+        self._spool.store_options(replace(self._spool.options, maxsize=value))
+        self._words[MAXSIZE] = value
 
     def peek(self, n: int, code: int = RETURNED_CODE) -> list[Taken]:
         """The first `n` items that would be taken next, without taking them; `code`: DEAD_CODE for dead letters."""
         self._check()
         found: list[Taken] = []
-        with self._head.held():
-            self._see_head()
-            reader = Reader(self._fd, self._salt, self._head_base)
-            i = self._ledger.search(code)
-            while i >= 0 and len(found) < n:
-                self._show(reader, reader.header(self._ledger.position[i]), self._ledger.count[i], found)
-                i = self._ledger.search(code, i + 1)
-            now = time.time_ns() // 1_000_000
-            tail = self._control.tail()[0]
-            if code == RETURNED_CODE and len(found) < n:
-                for header in reader.walk(self._control.head()[0], tail):
-                    if header.state == READY and decode_due(header.due) <= now:
-                        self._show(reader, header, header.deliveries, found)
-                        if len(found) == n:
-                            break
+        self._peek_locked(n, code, found)
         return found
+
+    @at_head
+    def _peek_locked(self, n: int, code: int, found: list[Taken]) -> None:
+        reader = Reader(self._fd, self._salt, self._head_base)
+        i = self._ledger.search(code)
+        while i >= 0 and len(found) < n:
+            self._show(reader, reader.header(self._ledger.position[i]), self._ledger.count[i], found)
+            i = self._ledger.search(code, i + 1)
+        now = time.time_ns() // 1_000_000
+        tail = self._control.tail()[0]
+        if code == RETURNED_CODE and len(found) < n:
+            for header in reader.walk(self._control.head()[0], tail):
+                if header.state == READY and decode_due(header.due) <= now:
+                    self._show(reader, header, header.deliveries, found)
+                    if len(found) == n:
+                        break
 
     @staticmethod
     def _show(reader: Reader, header: Header | None, count: int, found: list[Taken]) -> None:
@@ -277,28 +298,29 @@ class Store(TailEnd):
 
     def stats(self) -> Stats:
         """The queue at this moment."""
-        first = self.peek(1)
+        return self._stats_locked(self.peek(1))
+
+    @at_head
+    def _stats_locked(self, first: list[Taken]) -> Stats:
         words, control = self._words, self._control
-        with self._head.held():
-            self._see_head()
-            info = os.fstat(self._fd)
-            unseen = max(0, words[PUT_DELAYED] - words[SEEN_DELAYED])
-            waiting = control.waiting()
-            delayed = min(words[DELAYED] + unseen, waiting)
-            return Stats(
-                path=self.path,
-                ready=waiting - delayed,
-                lent=words[LIVE] - words[RETURNED] - words[DELAYED] - words[DEAD],
-                delayed=delayed,
-                dead=words[DEAD],
-                unfinished=control.unfinished(),
-                puts=control.tail()[1],
-                drops=words[DROPS],
-                damaged=words[DAMAGED],
-                damaged_bytes=words[DAMAGED_BYTES],
-                bytes_live=self.live_bytes(),
-                bytes_logical=info.st_size,
-                bytes_on_disk=info.st_blocks * 512,
-                oldest=first[0][4] / 1e6 if first else None,
-                owners=self._owners.describe(self._ledger),
-            )
+        info = os.fstat(self._fd)
+        unseen = max(0, words[PUT_DELAYED] - words[SEEN_DELAYED])
+        waiting = control.waiting()
+        delayed = min(words[DELAYED] + unseen, waiting)
+        return Stats(
+            path=self.path,
+            ready=waiting - delayed,
+            lent=words[LIVE] - words[RETURNED] - words[DELAYED] - words[DEAD],
+            delayed=delayed,
+            dead=words[DEAD],
+            unfinished=control.unfinished(),
+            puts=control.tail()[1],
+            drops=words[DROPS],
+            damaged=words[DAMAGED],
+            damaged_bytes=words[DAMAGED_BYTES],
+            bytes_live=self.live_bytes(),
+            bytes_logical=info.st_size,
+            bytes_on_disk=info.st_blocks * 512,
+            oldest=first[0][4] / 1e6 if first else None,
+            owners=self._owners.describe(self._ledger),
+        )

@@ -10,6 +10,8 @@ from time import monotonic
 
 from durableq import _os
 from durableq._checkpoint import mark_tail
+from durableq._handle import at_head
+from durableq._locks import UNKNOWN
 from durableq._reclaim import BATCH
 from durableq._record import MAGIC, READY, pack_head
 from durableq._settle import Settler
@@ -52,9 +54,11 @@ class TailEnd(Settler):
         words = self._words
         lock = self._tail
         commit = -1
+        code = UNKNOWN
         try:
-            if code := _mutex_try(lock.address):
-                lock.wait(code)
+            code = _mutex_try(lock.address)
+            if code:
+                code = lock.wait(code)
             if words[T_STATE] != self._tail_calm:
                 self._see_tail()
                 if words[SHUTDOWN]:
@@ -83,7 +87,8 @@ class TailEnd(Settler):
                 raise self._spool.disk_error(exc, "the item was not put") from exc
             raise
         finally:
-            _mutex_unlock(lock.address)
+            if not code or lock.plain:
+                _mutex_unlock(lock.address)
         # Published first, looked for sleepers second: see `_wakeup`.
         if words[GET_WAITERS]:
             self._wakeup.wake(GET, len(bodies))
@@ -134,12 +139,12 @@ class TailEnd(Settler):
                     break
         return bodies[:limit]
 
+    @at_head
     def _drop_oldest(self, size: int) -> None:
-        with self._entered():
-            while self.live_bytes() + size > self._max_bytes and self.drop_one():
-                pass
-            if self._words[UNPUNCHED] >= BATCH:
-                self._reclaimer.run()
+        while self.live_bytes() + size > self._max_bytes and self.drop_one():
+            pass
+        if self._words[UNPUNCHED] >= BATCH:
+            self._reclaimer.run()
 
     def live_bytes(self) -> int:
         """Bytes of all records that are not done."""
