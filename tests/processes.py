@@ -11,7 +11,7 @@ import sys
 import tempfile
 import textwrap
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 PATIENCE = 30.0
 """Seconds after which something that should have happened will not: generous, for machines under load."""
@@ -37,11 +37,11 @@ path = sys.argv[1] if len(sys.argv) > 1 else None
 class Child:
     """A process that runs `code` after the prelude above; its arguments are in `sys.argv`, the first one in `path`."""
 
-    def __init__(self, code: str, *args: object, env: dict[str, str] | None = None) -> None:
+    def __init__(self, code: str, *args: object, env: dict[str, str] | None = None, wrapper: Sequence[str] = ()) -> None:
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115, closed by dispose()
         self._heard = b""
         self.process = subprocess.Popen(
-            [sys.executable, "-c", PRELUDE + textwrap.dedent(code), *map(str, args)],
+            [*wrapper, sys.executable, "-c", PRELUDE + textwrap.dedent(code), *map(str, args)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,

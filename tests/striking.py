@@ -1,0 +1,175 @@
+"""A KeyboardInterrupt at every point of an operation at which Python can deliver one: `python striking.py SCENE PATH`.
+
+Signals are looked at when a function begins, after a call and at a jump backwards; a trace function raises there. What the
+program holds on to by then, such as the traceback, it still holds while the queue is checked: people log exceptions.
+"""
+
+from __future__ import annotations
+
+import dis
+import faulthandler
+import gc
+import itertools
+import os
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from types import CodeType, FrameType
+from typing import Any, NamedTuple
+
+import durableq
+from durableq import DurableQueue, Empty, Full
+
+LOOKS = ("CALL", "RESUME", "JUMP_BACKWARD", "JUMP_ABSOLUTE", "POP_JUMP_BACKWARD")
+PLACES = (os.path.dirname(durableq.__file__), os.path.join(os.path.dirname(os.__file__), "contextlib.py"))
+
+
+class Scene(NamedTuple):
+    """What is put before, what is made ready and then interrupted, and what may be left in the queue afterwards."""
+
+    items: str
+    prepare: Callable[[DurableQueue], Callable[[], Any]]
+    left: str
+    """What is left in the queue if nothing interrupts."""
+    left_too: tuple[str, ...] = ()
+    """What else may be left after an interrupt."""
+    options: dict[str, Any] = {}  # noqa: RUF012, never changed
+
+
+def got(q: DurableQueue) -> Callable[[], Any]:
+    q.get_nowait()
+    return q.task_done
+
+
+def rejected(q: DurableQueue) -> Callable[[], Any]:
+    q.reserve(timeout=0).reject()
+    return q.redrive
+
+
+def held(q: DurableQueue) -> Callable[[], Any]:
+    q.get_nowait()
+    return q.close
+
+
+FOR_GOOD = {"ack": "get"}
+SCENES = {
+    "put": Scene("", lambda q: lambda: q.put("x"), "x", ("",)),
+    "put_many": Scene("", lambda q: lambda: q.put_many("xyz"), "xyz", ("", "x", "xy")),
+    "a delayed put": Scene("", lambda q: lambda: q.put("x", delay=0.001), "x", ("",)),
+    "a put that waits": Scene("x", lambda q: lambda: q.put("y", timeout=0.001), "x", (), {"maxsize": 1}),
+    "get": Scene("x", lambda q: q.get_nowait, "x"),
+    "get_many": Scene("xyz", lambda q: lambda: q.get_many(2), "xyz"),
+    "a get that waits": Scene("", lambda q: lambda: q.get(timeout=0.001), ""),
+    "get for good": Scene("x", lambda q: q.get_nowait, "", ("x",), FOR_GOOD),
+    "get_many for good": Scene("xyz", lambda q: lambda: q.get_many(2), "z", ("xyz",), FOR_GOOD),
+    "task_done": Scene("xy", got, "y", ("xy",)),
+    "reserve": Scene("x", lambda q: lambda: q.reserve(timeout=0), "x"),
+    "ack": Scene("xy", lambda q: q.reserve(timeout=0).ack, "y", ("xy",)),
+    "nack": Scene("xy", lambda q: q.reserve(timeout=0).nack, "xy"),
+    "reject": Scene("x", lambda q: q.reserve(timeout=0).reject, "x"),
+    "redrive": Scene("x", rejected, "x"),
+    "purge": Scene("xy", lambda q: q.purge, "", ("xy", "y")),
+    "compact": Scene("xy", lambda q: q.compact, "xy"),
+    "stats": Scene("xy", lambda q: q.stats, "xy"),
+    "peek": Scene("xy", lambda q: lambda: q.peek(2), "xy"),
+    "close": Scene("xy", held, "xy"),
+    "open": Scene("xy", lambda q: lambda: DurableQueue(q.path).close(), "xy"),
+}
+
+
+@cache
+def points(code: CodeType) -> frozenset[int]:
+    """Offsets of the instructions before which Python looks for signals."""
+    instructions = [i for i in dis.get_instructions(code) if i.opname not in ("CACHE", "EXTENDED_ARG")]
+    after = {b.offset for a, b in itertools.pairwise(instructions) if a.opname.startswith(LOOKS)}
+    return frozenset(after | {0} if sys.version_info < (3, 11) else after)
+
+
+def strike(n: int, operation: Callable[[], Any]) -> BaseException | None:
+    """Interrupt the operation at its n-th point and return the interrupt; None if it ended before."""
+    left = n
+
+    def trace(frame: FrameType, event: str, _: Any) -> Any:
+        nonlocal left
+        if event == "call":
+            if not frame.f_code.co_filename.startswith(PLACES):
+                return None
+            frame.f_trace_opcodes = True
+        elif event == "opcode" and frame.f_lasti in points(frame.f_code):
+            left -= 1
+            if left == 0:
+                raise KeyboardInterrupt(f"{os.path.basename(frame.f_code.co_filename)}:{frame.f_lineno}")
+        return trace
+
+    sys.settrace(trace)
+    try:
+        operation()
+    except (Empty, Full):
+        pass
+    except KeyboardInterrupt as interrupt:
+        return interrupt
+    finally:
+        sys.settrace(None)
+    return None
+
+
+class Stage:
+    """A queue with one handle that is interrupted and another one, used by another thread, that looks on."""
+
+    def __init__(self, scene: Scene, path: str) -> None:
+        self.scene = scene
+        self.path = path
+        self.observer = ThreadPoolExecutor(1)
+        self.other = DurableQueue(path, sync=None, **{**scene.options, "ack": "task_done"})
+
+    def play(self, n: int) -> bool:
+        """The scene with an interrupt at its n-th point, and all checks; False if it has no such point."""
+        q = DurableQueue(self.path, sync=None, **self.scene.options)
+        if self.scene.items:
+            q.put_many(self.scene.items)
+        operation = self.scene.prepare(q)
+        interrupt = strike(n, operation)
+        where = f"after an interrupt at {interrupt}" if interrupt else "without an interrupt"
+        # While the interrupt and its traceback are still alive.
+        stats = self.observed(self.other.stats, where)
+        assert not any(owner.waiting for owner in stats.owners), f"{where}: somebody is counted as waiting"
+        q.close()
+        left = self.observed(self.drain, where)
+        assert left in (self.scene.left, *(self.scene.left_too if interrupt else ())), f"{where}: {left!r} is left"
+        again = interrupt is not None
+        del interrupt, operation
+        gc.collect()
+        stats = self.observed(self.other.stats, where)
+        assert (stats.unfinished, stats.dead, len(stats.owners)) == (0, 0, 1), f"{where}: {stats}"
+        return again
+
+    def observed(self, look: Callable[[], Any], where: str) -> Any:
+        try:
+            return self.observer.submit(look).result(8)
+        except TimeoutError:
+            print(f"{where}: everybody else hangs", flush=True)
+            faulthandler.dump_traceback(all_threads=True)
+            os._exit(1)
+
+    def drain(self) -> str:
+        """Put and get as others do, and make everything done."""
+        self.other.redrive()
+        left = ""
+        while not self.other.empty():
+            left += self.other.get(timeout=5)
+            self.other.task_done()
+        self.other.put_nowait("after")
+        assert self.other.get_nowait() == "after"
+        self.other.task_done()
+        return left
+
+
+if __name__ == "__main__":
+    stage = Stage(SCENES[sys.argv[1]], sys.argv[2])
+    faulthandler.dump_traceback_later(50, exit=True)
+    n = 1
+    while stage.play(n):
+        n += 1
+    print(f"{n} points", flush=True)
+    os._exit(0)

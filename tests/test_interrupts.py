@@ -1,0 +1,184 @@
+"""KeyboardInterrupt at any moment: no item is lost or done twice, and no lock is kept."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import striking
+
+import durableq
+from durableq import DurableQueue
+
+# The handler raises only while the queue is at work, so that the program's own lists stay true.
+INTERRUPTED = """
+import json
+armed = pending = False
+def interrupt(*_):
+    global armed, pending
+    pending = True
+    if armed:
+        armed = pending = False
+        raise KeyboardInterrupt
+signal.signal(signal.SIGINT, interrupt)
+
+def rounds(work):
+    global armed
+    for number in range(int(sys.argv[2])):
+        try:
+            armed = True
+            if pending:
+                interrupt()
+            work()
+        except KeyboardInterrupt:
+            armed = False
+            say(number)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+"""
+
+ROUNDS = 150
+
+
+def unindented(code):
+    return "\n".join(line[8:] for line in code.splitlines())
+
+
+def interrupt(child):
+    child.expect("ready")
+    for number in range(ROUNDS):
+        child.process.send_signal(signal.SIGINT)
+        child.expect(str(number))
+
+
+@pytest.mark.parametrize("options", [{}, {"maxsize": 1}])
+def test_interrupted_puts_put_whole_items_once_or_not_at_all(start, path, options):
+    DurableQueue(path, **options).close()
+    code = """
+        q = DurableQueue(path, sync=None)
+        putting, put = 0, []
+        def work():
+            global putting
+            while True:
+                putting += 1
+                q.put((putting, "x" * (putting % 300)))
+                put.append(putting)
+        say("ready")
+        rounds(work)
+        say(json.dumps(put))
+    """
+    producer = start(INTERRUPTED + unindented(code), path, ROUNDS)
+    consumer = start(
+        """
+        import json
+        q = DurableQueue(path)
+        got = []
+        say("ready")
+        while (item := q.get())[0] is not None:
+            assert item[1] == "x" * (item[0] % 300)
+            got.append(item[0])
+            q.task_done()
+        say(json.dumps(got))
+        """,
+        path,
+    )
+    consumer.expect("ready")
+    interrupt(producer)
+    put = json.loads(producer.hear())
+    with DurableQueue(path) as q:
+        q.put((None, None))
+        got = json.loads(consumer.hear())
+    assert got == sorted(set(got))
+    assert set(put) <= set(got)
+
+
+def test_interrupted_deliveries_lose_nothing_and_repeat_nothing_that_was_done(start, path):
+    code = """
+        q = DurableQueue(path, sync=None)
+        number, put, done = 0, [], []
+        def work():
+            global number
+            while True:
+                number += 1
+                q.put(number)
+                put.append(number)
+                delivery = q.reserve()
+                delivery.ack()
+                done.append(delivery.item)
+        say("ready")
+        rounds(work)
+        rest = []
+        q.close()
+        with DurableQueue(path) as q:
+            while not q.empty():
+                rest += q.get_many(1000)
+        say(json.dumps([put, done, rest]))
+    """
+    child = start(INTERRUPTED + unindented(code), path, ROUNDS)
+    interrupt(child)
+    put, done, rest = json.loads(child.hear())
+    assert len(set(done)) == len(done)
+    assert not set(done) & set(rest)
+    assert len(set(rest)) == len(rest)
+    # An interrupt may hit an ack that was done already: at most one item for each of them.
+    assert len(set(put) - set(done) - set(rest)) <= ROUNDS
+
+
+def test_interrupted_gets_that_hand_over_for_good_keep_the_counts_right(start, path):
+    code = """
+        q = DurableQueue(path, ack="get", sync=None)
+        def work():
+            while True:
+                q.put_many(range(5))
+                q.get_many(3)
+                q.get()
+        say("ready")
+        rounds(work)
+        waiting = q.qsize()
+        assert waiting == q.stats().unfinished
+        items = q.get_many(100_000)
+        assert len(items) == waiting, (len(items), waiting)
+        q.join()
+        say("right")
+    """
+    child = start(INTERRUPTED + unindented(code), path, ROUNDS)
+    interrupt(child)
+    child.expect("right")
+
+
+@pytest.mark.parametrize("what", ["q.get()", "full.put(1)", "full.join()", "q.reserve_many(3)"])
+def test_a_wait_can_be_interrupted_and_waited_again(start, path, what):
+    code = f"""
+        q = DurableQueue(path)
+        full = DurableQueue(path + ".full", 1)
+        full.put(0)
+        def work():
+            {what}
+        say("ready")
+        rounds(work)
+        q.put("x")
+        assert q.get(timeout=30) == "x"
+        assert full.get(timeout=30) == 0 and full.empty()
+        assert not any(owner.waiting for owner in q.stats().owners + full.stats().owners)
+        say("fine")
+    """
+    child = start(INTERRUPTED + unindented(code), path, ROUNDS)
+    interrupt(child)
+    child.expect("fine")
+
+
+@pytest.mark.parametrize("scene", striking.SCENES)
+def test_an_interrupt_at_any_point_leaves_the_queue_whole_and_free(path, scene):
+    played = subprocess.run(
+        [sys.executable, striking.__file__, scene, str(path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=55,
+        env={**os.environ, "PYTHONPATH": os.path.dirname(os.path.dirname(durableq.__file__))},
+    )
+    assert played.returncode == 0, played.stdout
+    assert int(played.stdout.split()[0]) > 10
