@@ -4,8 +4,13 @@
     sync=s      a thread of this process syncs at most `s` seconds after the first change that is not on the disk yet
     sync=None   left to the operating system
 
-One `fdatasync` covers everything that was written before it began, by whatever process; the word `SYNCED` tells how far the
-published records are known to be on the disk, so that a put which another one's sync has covered need not sync again.
+One `fdatasync` covers everything that was written before it began, by whatever process. So whoever needs one joins the next
+group: one process leads, syncs for all who have written by then, and wakes those who waited; who wrote after it began needs
+the group after that. On a slow disk (more than a millisecond) it is better that everybody syncs at once: a group that forms
+while another's sync is under way would wait for nearly two, and the kernel merges what is under way together.
+
+The word OWNER_DIRTY (`dirty`) of a handle tells the others that its thread owes a sync: who finds that its process was killed
+syncs in its place.
 
 After a failed sync the kernel may say ok to the next one although the data is gone, so it is never retried: the handle is
 poisoned (PostgreSQL learned this in 2018) and its owner must open the queue again.
@@ -14,20 +19,38 @@ poisoned (PostgreSQL learned this in 2018) and its owner must open the queue aga
 from __future__ import annotations
 
 import threading
+import time
 import weakref
 from collections.abc import Callable
 
 from durableq import _os
-from durableq._state import SYNCED, Control
+from durableq._locks import HotLock
+from durableq._state import SYNC_BEGUN, SYNC_DONE, SYNCED, Control
+
+_SLOW = 0.001
+"""Seconds of a sync from which on the disk is slow."""
+_WAIT = 0.01
+_PATIENCE = 5
+"""Waits of so many seconds for a leader, who may have been killed or stopped, before one syncs alone."""
+_EVERYBODY = 1 << 30
 
 
 class Committer:
     """The sync policy of one handle. `armed` is True while nobody has to call `wrote`."""
 
     def __init__(
-        self, fd: int, control: Control, sync: float | None, poison: weakref.WeakMethod[Callable[[OSError], None]]
+        self,
+        fd: int,
+        control: Control,
+        lock: HotLock,
+        dirty: int,
+        sync: float | None,
+        poison: weakref.WeakMethod[Callable[[OSError], None]],
     ) -> None:
         self._fd = fd
+        self._lock = lock
+        self._dirty = dirty
+        self._slow_disk = False
         self._control = control
         self._sync = sync
         self._poison = poison
@@ -37,22 +60,48 @@ class Committer:
         self._thread: threading.Thread | None = None
         self.armed = sync is None
 
-    def wrote(self, position: int | None = None) -> None:
-        """Something was written (up to `position`, if it was appended): make it durable in time.
+    def wrote(self) -> None:
+        """Something was written: make it durable in time.
 
         Raises OSError if the disk refuses under `sync=0`; under `sync=s` the next write of this handle raises.
         """
         if self._sync:
-            self.armed = True
             if self._thread is None:
                 self._start()
+            with self._guard:
+                self._control.words[self._dirty] = 1
             self._wanted.set()
-        elif position is None or self._control.words[SYNCED] < position:
+            self.armed = True  # last: an interrupt before it costs another call, after it nothing
+        else:
             self.sync_now()
 
     def sync_now(self) -> None:
-        """Sync all that was written before this call, now."""
+        """Return once all that was written before this call, by whatever process, is on the disk."""
+        words = self._control.words
+        needed = words[SYNC_BEGUN] + 1  # the first that begins after what we have written
+        patience = _PATIENCE
+        while words[SYNC_DONE] < needed:
+            if self._slow_disk or not patience:
+                self._sync_alone()
+                return
+            seen = words[SYNC_DONE]
+            if self._lock.hold_if_free(self._lead):
+                _os.futex_wake(self._control.address + 8 * SYNC_DONE, _EVERYBODY)
+            elif words[SYNC_DONE] < needed:
+                _os.futex_wait(self._control.address + 8 * SYNC_DONE, seen & 0xFFFFFFFF, _WAIT)
+                patience -= 1
+
+    def _lead(self) -> bool:
+        """Under the sync lock: one sync for all who have written by now. Its number first: who writes later needs the next."""
+        words = self._control.words
+        words[SYNC_BEGUN] = number = words[SYNC_BEGUN] + 1
+        self._sync_alone()
+        words[SYNC_DONE] = number
+        return True
+
+    def _sync_alone(self) -> None:
         covered, _ = self._control.tail()
+        began = time.perf_counter()
         try:
             _os.fdatasync(self._fd)
         except OSError as exc:
@@ -60,6 +109,7 @@ class Committer:
             if poison is not None:
                 poison(exc)
             raise
+        self._slow_disk = time.perf_counter() - began > _SLOW
         words = self._control.words
         if words[SYNCED] < covered:
             words[SYNCED] = covered
@@ -87,8 +137,12 @@ class Committer:
                 return
             # Disarm first: what is written from here on may miss this sync and asks for the next one.
             self._wanted.clear()
+            self._control.words[self._dirty] = 2
             self.armed = False
             try:
                 self.sync_now()
             except OSError:
                 return
+            with self._guard:
+                if self._control.words[self._dirty] == 2:  # else there is something new
+                    self._control.words[self._dirty] = 0

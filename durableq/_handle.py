@@ -34,8 +34,11 @@ from durableq._state import (
     GET_WAITERS,
     H_STATE,
     HEAD_MUTEX,
+    OWNER_DIRTY,
     OWNER_LENT,
     SHUTDOWN,
+    SYNC_MUTEX,
+    SYNC_STATE,
     T_STATE,
     TAIL_MUTEX,
     Control,
@@ -163,7 +166,7 @@ class Handle:
 
     def _recover(self) -> None:
         try:
-            for mutex in (TAIL_MUTEX, HEAD_MUTEX):
+            for mutex in (SYNC_MUTEX, TAIL_MUTEX, HEAD_MUTEX):
                 _os.mutex_create(self._control.address + mutex)
             Ledger.create(self._mapped_fd, self._words)
             self._ledger.attach()
@@ -179,7 +182,6 @@ class Handle:
         self._wakeup = Wakeup(self._control)
         self._owners = Owners(self._control, control_fd, self.path)
         self._reclaimer = Reclaimer(self._spool, self._control, self._ledger, self._tail)
-        self._committer = Committer(self._fd, self._control, self._sync, weakref.WeakMethod(self._poison))
         self._tail_calm = self._calm = -1
         self._base = self._head_base = 0
         self._salt = self._spool.salt
@@ -194,8 +196,22 @@ class Handle:
         self._tail.plain = self._head.plain = self._owners.one_namespace()
         self._own_code = owner_code(self._owners.slot)
         self._lent_word = owner_word(self._owners.slot) + OWNER_LENT
+        self._committer = Committer(
+            self._fd,
+            self._control,
+            HotLock(self._control, SYNC_MUTEX, SYNC_STATE, self.path),
+            owner_word(self._owners.slot) + OWNER_DIRTY,
+            self._sync,
+            weakref.WeakMethod(self._poison),
+        )
+        self._pay_syncs()
         _os.advise_stream(self._spool.fd)
         _close_at_exit()
+
+    def _pay_syncs(self) -> None:
+        if self._owners.owes_sync:
+            self._owners.owes_sync = False
+            self._committer.sync_now()
 
     @at_head
     def _claim(self) -> None:
@@ -298,6 +314,7 @@ class Handle:
         if not self._owners.someone_died():
             return False
         returned = self._reap()
+        self._pay_syncs()
         if returned and self._words[GET_WAITERS]:
             self._wakeup.wake(GET, returned)
         return returned > 0

@@ -19,6 +19,7 @@ from durableq._leases import Ledger, owner_code
 from durableq._state import (
     GET_WAITERS,
     JOIN_WAITERS,
+    OWNER_DIRTY,
     OWNER_GET,
     OWNER_JOIN,
     OWNER_LENT,
@@ -58,6 +59,8 @@ class Owners:
         self._fd = fd
         self._path = path
         self.slot = -1
+        self.owes_sync = False
+        """Whether one of those buried here had written what it had not synced yet."""
 
     def claim(self, ledger: Ledger) -> None:
         """Take a free slot; what a dead predecessor in it still held goes back to the queue first."""
@@ -87,16 +90,19 @@ class Owners:
         returned = 0
         for slot in self._others():
             word = owner_word(slot)
-            if any(self._words[word + OWNER_LENT : word + OWNER_JOIN + 1]) and self._is_dead(slot):
+            counted = any(self._words[word + OWNER_LENT : word + OWNER_JOIN + 1]) or self._words[word + OWNER_DIRTY]
+            if counted and self._is_dead(slot):
                 returned += self._bury(slot, ledger)
                 _os.unlock_byte(self._fd, _byte(slot))
         return returned
 
     def someone_died(self) -> bool:
-        """Whether some holder of lent items is gone; cheap, and needs no lock."""
+        """Whether somebody is gone who had lent items, or owed a sync; cheap, and needs no lock."""
         words = self._words
         return any(
-            words[owner_word(slot) + OWNER_LENT] and not _os.byte_is_locked(self._fd, _byte(slot)) for slot in self._others()
+            (words[owner_word(slot) + OWNER_LENT] or words[owner_word(slot) + OWNER_DIRTY])
+            and not _os.byte_is_locked(self._fd, _byte(slot))
+            for slot in self._others()
         )
 
     def alone(self) -> bool:
@@ -146,6 +152,9 @@ class Owners:
         returned = ledger.give_back(slot)
         word = owner_word(slot)
         self._words[word + OWNER_LENT] = 0
+        if self._words[word + OWNER_DIRTY]:
+            self.owes_sync = slot != self.slot
+            self._words[word + OWNER_DIRTY] = 0
         if any(self._words[word + OWNER_GET : word + OWNER_JOIN + 1]):
             for offset in (OWNER_GET, OWNER_PUT, OWNER_JOIN):
                 self._words[word + offset] = 0

@@ -7,8 +7,8 @@ stores a whole word at once (`struct.pack_into` goes byte by byte).
 
     bytes          content
     0     - 255    identity: magic, version, boot id, device and inode of the spool, its salt, kind of C library
-    256   - 3839   control words, one cache line (8 words) for each party that writes them often
-    3840, 3968     the mutexes of the tail and of the head (`_locks`)
+    256   - 3711   control words, one cache line (8 words) for each party that writes them often
+    3712, ..       the mutexes of the sync, of the tail and of the head (`_locks`)
     4096  - 69631  1,024 owner slots of 64 bytes
     69632 -        ledger regions (see `_leases`), preallocated, page-aligned
 
@@ -43,6 +43,8 @@ stores a whole word at once (`struct.pack_into` goes byte by byte).
     SLOTS           owners          head          no owner slot at or above it was ever taken
     *_WAITERS       anybody         head          sleepers: recounted from the owner slots when one of them dies
     *_WORD          anybody         none          the futex; changes with every wake
+    SYNC_BEGUN      leader          sync          number of the last group sync that began
+    SYNC_DONE       leader          sync          number of the last one that ended well; the futex of those who wait for it
     SYNCED          anybody         none          all published below was on disk once (may lag behind)
 """
 
@@ -72,13 +74,15 @@ GET_WAITERS, GET_WORD = 72, 73
 PUT_WAITERS, PUT_WORD = 80, 81
 JOIN_WAITERS, JOIN_WORD = 88, 89
 SYNCED, T_PLACE, T_PLACE_SEQUENCE = 96, 97, 98
+SYNC_BEGUN, SYNC_DONE, SYNC_STATE = 104, 105, 106
 BUSY, SPECIAL = 1, 2
-TAIL_MUTEX, HEAD_MUTEX = 3840, 3968  # bytes, a cache line each
+SYNC_MUTEX, TAIL_MUTEX, HEAD_MUTEX = 3712, 3840, 3968  # bytes, a cache line each
 
 # The words of an owner slot, counted from its first word. All are written under the head lock but LENT, which only its
 # owner writes: non-zero means that this owner may hold lent items, and so that its death matters.
+# OWNER_DIRTY: 1 while it has written what its own thread is to sync, 2 during that sync: who buries it has to sync.
 # OWNER_TOKEN tells processes apart where pids do not (containers), OWNER_NAMESPACE is the pid namespace.
-OWNER_PID, OWNER_LENT, OWNER_GET, OWNER_PUT, OWNER_JOIN, OWNER_TOKEN, OWNER_NAMESPACE = range(7)
+OWNER_PID, OWNER_LENT, OWNER_GET, OWNER_PUT, OWNER_JOIN, OWNER_TOKEN, OWNER_NAMESPACE, OWNER_DIRTY = range(8)
 
 _IDENTITY = struct.Struct("<8s16sQQII")
 

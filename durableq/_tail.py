@@ -93,7 +93,7 @@ class TailEnd(Settler):
         if words[GET_WAITERS]:
             self._wakeup.wake(GET, len(bodies))
         if not self._committer.armed:
-            self._committer.wrote(end)
+            self._committer.wrote()
         return len(bodies)
 
     def _write(self, body: bytes, position: int, due: int) -> int:
