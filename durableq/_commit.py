@@ -114,6 +114,10 @@ class Committer:
         if words[SYNCED] < covered:
             words[SYNCED] = covered
 
+    def idle(self) -> bool:
+        """Whether there is no thread that will sync."""
+        return self._thread is None
+
     def close(self) -> None:
         """Stop the thread; whoever closes syncs what is left."""
         self._stop.set()

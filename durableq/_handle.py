@@ -15,6 +15,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from multiprocessing.util import Finalize
 from typing import Concatenate, ParamSpec, TypeVar
 
@@ -25,6 +26,7 @@ from durableq._leases import Ledger, owner_code
 from durableq._locks import HotLock, cold_lock
 from durableq._owner import Owners
 from durableq._reclaim import Reclaimer
+from durableq._record import DONE, STATE_OFFSET, TAG_PAD, settle_state
 from durableq._recovery import Reader, rebuild, still_fits
 from durableq._spool import USERS_BYTE, Options, Spool, check_place
 from durableq._state import (
@@ -213,6 +215,7 @@ class Handle:
             self._owners.owes_sync = False
             self._committer.sync_now()
 
+    @at_tail
     @at_head
     def _claim(self) -> None:
         self._owners.claim(self._ledger)
@@ -244,6 +247,8 @@ class Handle:
     def _leave(self, sound: bool) -> None:
         """Under both locks: what this handle does last."""
         barred, self._barred = self._barred, None  # the last step in is ours
+        if self._words[EPOCH] & 1:
+            self._reclaimer.settle()
         self._see_tail()
         self._see_head()
         self._barred = barred
@@ -268,14 +273,19 @@ class Handle:
             mark_head(self._spool, self._control, reach=0)
 
     def __del__(self) -> None:
-        if self.__dict__.get("_own_code"):
-            self.close()
+        # Whoever collects garbage may hold the locks of this very queue through another handle, so nothing is locked here:
+        # the descriptors are closed, and what it held returns as if its process had died.
+        if self.__dict__.get("_own_code") and not self.closed and not self._forked:
+            self._bar(ClosedError(f"{self.path}: the queue is closed; open it again to go on"))
+            files = (self._ledger, self._spool, self._mapped_fd, self._control_fd)
+            if self._committer.idle():
+                _close_files(*files)
+            else:
+                with suppress(RuntimeError):  # the interpreter is on its way out, and has synced at its exit
+                    threading.Thread(target=_sync_and_close, args=(self._committer, *files), daemon=True).start()
 
     def _let_go(self) -> None:
-        self._ledger.detach()
-        os.close(self._mapped_fd)
-        os.close(self._control_fd)
-        self._spool.close()
+        _close_files(self._ledger, self._spool, self._mapped_fd, self._control_fd)
 
     @property
     def closed(self) -> bool:
@@ -349,6 +359,11 @@ class Handle:
         self._check_barred()
         if self._words[EPOCH] & 1:
             self._head.hold(self._reclaimer.settle)
+        if self._words[T_STATE] & BUSY:
+            # Cut off what was written and not published: a batch that the next put covers in part would otherwise be
+            # found, in part, by the next boot.
+            with suppress(OSError):
+                _os.ftruncate(self._fd, self._control.tail()[0] - self._words[BASE])
         self._base = self._words[BASE]
         self._tail_calm = self._control.settle_tail_state()
 
@@ -366,10 +381,31 @@ class Handle:
                 self._head.wait(code)
         self._ledger.attach()
         if words[H_STATE] & BUSY:
-            self._ledger.recount(self._control.head()[0])
+            self._mend()
             self._owners.count_waiters()
             words[EPOCH] += 2
         self._leave_head()
+
+    def _mend(self) -> None:
+        """Under the head lock, after somebody left in the middle: make head, entries and counts agree with the records."""
+        words, control = self._words, self._control
+        base = words[BASE]
+        head, sequence = control.head()
+        tail, tail_sequence = control.tail()
+        position = head
+        reader = Reader(self._spool.fd, self._spool.salt, base)
+        # Marked as done, and the store that takes it never came: it is gone for everybody, so it must not count.
+        while position < tail:
+            header = reader.header(position)
+            if header is None or header.state != DONE or position + header.size > tail:
+                break
+            position += header.size
+            sequence += header.tag != TAG_PAD
+        if position != head:
+            control.set_head(position, sequence if position < tail else tail_sequence)
+            mark_head(self._spool, control)
+        self._ledger.recount(position)
+        self._ledger.agree(lambda at: settle_state(_os.pread(self._spool.fd, 1, at - base + STATE_OFFSET)[0]))
 
     def _leave_head(self) -> None:
         """Under the head lock, when the change is complete: say so, and whether the next one finds something unusual."""
@@ -380,6 +416,20 @@ class Handle:
         for condition in (GET, PUT, JOIN):
             if self._words[condition[0]]:
                 self._wakeup.wake(condition, EVERYBODY)
+
+
+def _close_files(ledger: Ledger, spool: Spool, *descriptors: int) -> None:
+    ledger.detach()
+    for fd in descriptors:
+        os.close(fd)
+    spool.close()
+
+
+def _sync_and_close(committer: Committer, ledger: Ledger, spool: Spool, *descriptors: int) -> None:
+    committer.close()
+    with suppress(OSError):
+        _os.fdatasync(spool.fd)
+    _close_files(ledger, spool, *descriptors)
 
 
 _exit_registered_by = 0

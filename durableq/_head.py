@@ -55,6 +55,7 @@ from durableq._wakeup import EVERYBODY, GET, JOIN, PUT
 from durableq.errors import ShutDown
 
 _mutex_try, _mutex_unlock = _os.mutex_try, _os.mutex_unlock
+READY_BYTE = bytes([READY])
 WINDOW = 64 << 10
 """Bytes read ahead. Published records do not change (but for their state, which is READY behind the head)."""
 
@@ -74,8 +75,8 @@ class HeadEnd(Handle):
     def take(self, box: list[Taken], limit: int, done: bool, reserved: int = 0) -> bool:
         """Take up to `limit` of the oldest items into the empty `box`; False if none is ready.
 
-        `done`: they are done at once, else they are lent. Each is in the box before the store that takes it, so whatever
-        exception comes (KeyboardInterrupt can come anywhere), `untake(box)` gives back what was taken.
+        `done`: they are done at once, else they are lent. Whatever exception comes (KeyboardInterrupt can come anywhere), the
+        box then holds what was taken all the same, for `untake`.
         Raises ShutDown, and OSError from the disk.
         """
         if self._unfit:
@@ -105,6 +106,8 @@ class HeadEnd(Handle):
                 return False
         except BaseException:
             words[H_STATE] |= BUSY
+            if box:
+                self._sort_out(box, READY_BYTE)
             raise
         finally:
             if not code or self._head.plain:
@@ -114,6 +117,22 @@ class HeadEnd(Handle):
         if done:
             self._is_done()
         return True
+
+    def _sort_out(self, box: list[Taken], state: bytes) -> None:
+        """Interrupted, and still under the lock: keep in the box what was taken, undo what was not; others may take it next."""
+        head = self._control.head()[0]
+        kept = []
+        for taken in box:
+            position, index = taken[:2]
+            i = self._ledger.find(position, max(index, 0)) if position < head else -1
+            if index >= 0:
+                if i >= 0 and self._ledger.owner[i] & ~DEAD_LENT == self._own_code:
+                    kept.append(taken)
+            elif i >= 0 or position >= head:
+                self._write_state(position, state)  # it may be marked, but it has its place in the queue
+            else:
+                kept.append(taken)
+        box[:] = kept
 
     def _take_fresh(self, box: list[Taken], limit: int, done: bool, reserved: int) -> bool:
         """Take what follows at the head; False if there is nothing, True if it is worth another look."""
@@ -281,10 +300,14 @@ class HeadEnd(Handle):
 
     @at_head
     def _take_letters(self, box: list[Taken], limit: int, done: bool, reserved: int) -> None:
-        i = self._ledger.next_dead()
-        while i >= 0 and len(box) < limit:
-            self._take_entry(i, box, done, reserved, self._own_code | DEAD_LENT)
-            i = self._ledger.next_dead(i + 1)
+        try:
+            i = self._ledger.next_dead()
+            while i >= 0 and len(box) < limit:
+                self._take_entry(i, box, done, reserved, self._own_code | DEAD_LENT)
+                i = self._ledger.next_dead(i + 1)
+        except BaseException:
+            self._sort_out(box, bytes([STATE_DEAD]))
+            raise
         if self._words[UNPUNCHED] >= BATCH:
             self._tidy()
 

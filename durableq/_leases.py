@@ -32,6 +32,8 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterator
 
 from durableq import _os
+from durableq._record import DEAD as STATE_DEAD
+from durableq._record import DONE
 from durableq._state import (
     DEAD,
     DELAYED,
@@ -374,6 +376,24 @@ class Ledger:
         words[DEAD] = codes.count(_packed(DEAD_CODE)) + sum(codes.count(high) for high in _DEAD_LENT_BYTES)
         used = (end + (1 << _CHUNK) - 1) >> _CHUNK
         words[NEXT_DUE] = min(self._due[:used], default=NEVER)
+
+    def agree(self, state_of: Callable[[int], int]) -> None:
+        """After a recount: make every entry say what its record (at a position) says; the record is written first."""
+        for i in range(self._meta[_END]):
+            code = self.owner[i]
+            if not code:
+                continue
+            state = state_of(self.position[i])
+            if state == DONE:
+                self.free(i)
+            elif (state == STATE_DEAD) != is_dead_letter(code):
+                self.change(i, DEAD_CODE if state == STATE_DEAD else RETURNED_CODE)
+            if not self._words[LIVE]:
+                break
+
+    def holds(self, code: int) -> bool:
+        """Whether an owner has anything, dead letters included."""
+        return self.search(code) >= 0 or self.search(code | DEAD_LENT) >= 0
 
     @staticmethod
     def _runs(kind: _Finder, codes: bytes, first: int) -> Iterator[tuple[int, int]]:

@@ -52,6 +52,10 @@ _SLICE = 0.1
 """Seconds after which a wait for the lock gives Python a chance to run signal handlers."""
 
 
+_OWNER_DIED = 1 << 30 | 1 << 62
+"""The kernel's FUTEX_OWNER_DIED, where glibc and where musl keeps the word that the kernel sets it in."""
+
+
 class HotLock:
     """One of the two mutexes in the control file."""
 
@@ -61,7 +65,12 @@ class HotLock:
         self.plain = False
         """Whether all owners are of this pid namespace, so that thread ids tell them apart. Whoever opens says so."""
         self._words = control.words
+        self._word = mutex >> 3
         self._path = path
+
+    def holder_died(self) -> bool:
+        """Whether the last holder died and nobody has had the lock since."""
+        return bool(self._words[self._word] & _OWNER_DIED)
 
     def wait(self, code: int) -> int:
         """Take the lock after `mutex_try` gave this code: not 0. Returns 0. `_see_*` looks after what a dead holder left."""

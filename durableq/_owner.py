@@ -89,21 +89,17 @@ class Owners:
         """Return what the dead held; how many items. Only slots that may hold something or are counted as sleepers."""
         returned = 0
         for slot in self._others():
-            word = owner_word(slot)
-            counted = any(self._words[word + OWNER_LENT : word + OWNER_JOIN + 1]) or self._words[word + OWNER_DIRTY]
-            if counted and self._is_dead(slot):
-                returned += self._bury(slot, ledger)
-                _os.unlock_byte(self._fd, _byte(slot))
+            if self._matters(slot):
+                try:
+                    if self._is_dead(slot):
+                        returned += self._bury(slot, ledger)
+                finally:  # also when interrupted: as long as we have its lock it counts as alive
+                    _os.unlock_byte(self._fd, _byte(slot))
         return returned
 
     def someone_died(self) -> bool:
-        """Whether somebody is gone who had lent items, or owed a sync; cheap, and needs no lock."""
-        words = self._words
-        return any(
-            (words[owner_word(slot) + OWNER_LENT] or words[owner_word(slot) + OWNER_DIRTY])
-            and not _os.byte_is_locked(self._fd, _byte(slot))
-            for slot in self._others()
-        )
+        """Whether somebody is gone who had lent items, owed a sync, or is counted as a sleeper; cheap, and needs no lock."""
+        return any(self._matters(slot) and not _os.byte_is_locked(self._fd, _byte(slot)) for slot in self._others())
 
     def alone(self) -> bool:
         """Whether no other live handle has the queue open."""
@@ -144,6 +140,10 @@ class Owners:
     def _others(self) -> list[int]:
         words = self._words
         return [s for s in range(words[SLOTS]) if words[owner_word(s) + OWNER_PID] and s != self.slot]
+
+    def _matters(self, slot: int) -> bool:
+        word = owner_word(slot)
+        return any(self._words[word + OWNER_LENT : word + OWNER_JOIN + 1]) or bool(self._words[word + OWNER_DIRTY])
 
     def _is_dead(self, slot: int) -> bool:
         return _os.try_lock_byte(self._fd, _byte(slot))

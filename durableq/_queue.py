@@ -258,6 +258,8 @@ class DeadLetters(ItemReader):
     them. What its taker does not ack goes back to the dead letters.
     """
 
+    _dead = True
+
     def __init__(self, queue: DurableQueue) -> None:
         self._store = queue._store
         self._codec = queue._codec

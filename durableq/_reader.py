@@ -27,6 +27,7 @@ class ItemReader(ABC):
     _store: Store
     _codec: Codec
     _done: bool
+    _dead = False
     _this_thread: _ThisThread
 
     def get(self, block: bool = True, timeout: float | None = None) -> Any:
@@ -62,11 +63,16 @@ class ItemReader(ABC):
 
         An item that cannot be decoded goes to the dead letters; the others are returned, unless it was the only one.
         """
-        taken = self._take_many(max_items, block, timeout, self._done, 0)
-        for (position, index, count, *_), _ in taken:
-            if index >= 0:
-                self._this_thread.unacked.push(position, index, count)
-        return [item for _, item in taken]
+        box: list[Taken] = []
+        try:
+            taken = self._take_many(box, max_items, block, timeout, self._done, 0)
+            for (position, index, count, *_), _ in taken:
+                if index >= 0:
+                    self._this_thread.unacked.push(position, index, count)
+            return [item for _, item in taken]
+        except BaseException:
+            self._store.untake(box, self._dead)
+            raise
 
     def reserve(self, block: bool = True, timeout: float | None = None) -> Delivery:
         """Take the oldest item on loan, whatever the `ack` option, and return its Delivery. Raises as `get`."""
@@ -74,8 +80,13 @@ class ItemReader(ABC):
 
     def reserve_many(self, max_items: int, block: bool = True, timeout: float | None = None) -> list[Delivery]:
         """Wait for one item, then take up to `max_items` on loan in one go, oldest first. Raises as `get`."""
-        taken = self._take_many(max_items, block, timeout, False, RESERVED)
-        return [Delivery(self._store, entry, item) for entry, item in taken]
+        box: list[Taken] = []
+        try:
+            taken = self._take_many(box, max_items, block, timeout, False, RESERVED)
+            return [Delivery(self._store, entry, item) for entry, item in taken]
+        except BaseException:
+            self._store.untake(box, self._dead)
+            raise
 
     def task_done(self) -> None:
         """The oldest item that `get` lent to this thread is done.
@@ -127,29 +138,23 @@ class ItemReader(ABC):
                 raise Empty
 
     def _take_many(
-        self, max_items: int, block: bool, timeout: float | None, done: bool, reserved: int
+        self, box: list[Taken], max_items: int, block: bool, timeout: float | None, done: bool, reserved: int
     ) -> list[tuple[Taken, Any]]:
         if timeout is not None and timeout < 0 and block:
             raise ValueError("'timeout' must be a non-negative number")
         if max_items < 1:
             raise ValueError("'max_items' must be at least 1")
-        box: list[Taken] = []
         taken: list[tuple[Taken, Any]] = []
-        try:
-            self._wait_and_take(box, max_items, block, timeout, done, reserved)
-            for entry in box:
-                try:
-                    taken.append((entry, self._codec.decode(entry[3], entry[5], self._store.path, entry[0])))
-                except DecodeError:
-                    self._store.untake([entry], dead_letter=True)
-                    if len(box) == 1:
-                        box.clear()
-                        raise
-        except BaseException:
-            self._store.untake(box)
-            raise
+        self._wait_and_take(box, max_items, block, timeout, done, reserved)
+        for entry in box:
+            try:
+                taken.append((entry, self._codec.decode(entry[3], entry[5], self._store.path, entry[0])))
+            except DecodeError:
+                self._store.untake([entry], dead_letter=True)
+                if len(box) == 1:
+                    raise
         return taken
 
     def _give_back(self, box: list[Taken], exc: BaseException) -> None:
         if box:
-            self._store.untake(box, dead_letter=isinstance(exc, DecodeError))
+            self._store.untake(box, self._dead or isinstance(exc, DecodeError))

@@ -113,10 +113,9 @@ class Reclaimer:
         return end - start if self._can_punch else 0
 
     def bury(self, low: int, high: int) -> None:
-        """Make all records in the positions [low, high) dead at once: pads over all of them, then their blocks go."""
+        """Make all records in the positions [low, high) dead at once: a pad over all of them."""
         base = self._words[BASE]
         reader = Reader(self._spool.fd, self._spool.salt, base)
-        start = low
         # A pad must be in one sector, or a power cut could leave half of it: no record, and none of the next is found.
         while low < high and (low - base) % _SECTOR > _SECTOR - HEADER_SIZE:
             header = reader.header(low)
@@ -126,8 +125,6 @@ class Reclaimer:
             low += header.size
         if low < high:
             self._spool.cover(low, high, base)
-        low = start
-        self.punch(low, high)
 
     def rewind(self) -> bool:
         """Start at the front of the file again, if the queue is drained and no producer is at work this moment.
@@ -189,6 +186,8 @@ class Reclaimer:
             # The deed must be on the disk before the checkpoints that take it for done.
             _os.fdatasync(self._spool.fd)
             words[PENDING] = 0
+        # Of a rewind that got no further than BASE: a punch from below the new front would take the superblock.
+        words[PUNCHED] = max(words[PUNCHED], words[BASE] + SUPERBLOCK)
         mark_tail_synced(self._spool, self._control)  # after a rewind nothing alive lies before it
         mark_head(self._spool, self._control)
         words[EPOCH] += 1

@@ -6,11 +6,13 @@ import time
 
 from durableq import _os
 from durableq._handle import at_head
-from durableq._head import HeadEnd, Taken
+from durableq._head import READY_BYTE, HeadEnd, Taken
 from durableq._leases import DEAD_CODE, DEAD_LENT, DELAYED_CODE, MAX_COUNT, RETURNED_CODE, is_dead_letter
 from durableq._locks import UNKNOWN
 from durableq._reclaim import BATCH
-from durableq._record import DONE_BYTE, READY, STATE_OFFSET, record_size
+from durableq._record import DONE_BYTE, READY, STATE_OFFSET, encode_body, record_size
+from durableq._scan import Reader
+from durableq._spool import SUPERBLOCK
 from durableq._state import BUSY, DROPS, GET_WAITERS, H_STATE, UNPUNCHED
 from durableq._wakeup import EVERYBODY, GET
 
@@ -133,34 +135,46 @@ class Settler(HeadEnd):
         return True
 
     def untake(self, box: list[Taken], dead_letter: bool = False) -> None:
-        """Give back what `take` put into the box, wherever it was interrupted, as if it had not been delivered.
+        """Give back what `take` put into the box as if it had not been delivered; what is back already is passed over.
 
         `dead_letter`: put it with the dead letters instead (it cannot be decoded).
         """
         self._check()
-        self._untake_locked(box, dead_letter)
+        for _, _, _, tag, enqueued, payload in self._untake_locked(box, dead_letter):
+            self._append_again(encode_body(payload, tag, enqueued, self._salt))
         self._news()
 
+    def _append_again(self, body: bytes) -> None:
+        """Put an item back whose record is gone."""
+        raise NotImplementedError
+
     @at_head
-    def _untake_locked(self, box: list[Taken], dead_letter: bool) -> None:
+    def _untake_locked(self, box: list[Taken], dead_letter: bool) -> list[Taken]:
         ledger = self._ledger
-        head = self._control.head()[0]
-        for position, index, count, _, _, payload in box:
-            if position >= head:  # it was not taken after all, but it may be marked as done
-                self._write_state(position, bytes([READY]))
-                continue
-            if index < 0:
-                size = record_size(len(payload))
-                self._write_state(position, bytes([READY]))
-                ledger.rebuild((position, size, RETURNED_CODE))
-                ledger.recount(head)
+        reader = Reader(self._fd, self._salt, self._head_base)
+        gone = []
+        for taken in box:
+            position, index, count, _, _, payload = taken
             i = ledger.find(position, max(index, 0))
-            if i >= 0 and (index < 0 or ledger.owner[i] & ~DEAD_LENT == self._own_code):
-                ledger.count[i] = max(0, (count & MAX_COUNT) - 1)
-                if dead_letter:
-                    self._bury_letter(i)
-                else:
-                    ledger.change(i, DEAD_CODE if is_dead_letter(ledger.owner[i]) else RETURNED_CODE)
+            if index < 0:
+                if i >= 0:
+                    continue
+                header = reader.header(position) if position - self._head_base >= SUPERBLOCK else None
+                if header is None or reader.payload(header) != payload:
+                    gone.append(taken)  # its space was given back
+                    continue
+                self._write_state(position, READY_BYTE)
+                ledger.rebuild((position, record_size(len(payload)), RETURNED_CODE))
+                ledger.recount(self._control.head()[0])
+                i = ledger.find(position, 0)
+            elif i < 0 or ledger.owner[i] & ~DEAD_LENT != self._own_code:
+                continue
+            ledger.count[i] = max(0, (count & MAX_COUNT) - 1)
+            if dead_letter:
+                self._bury_letter(i)
+            else:
+                ledger.change(i, DEAD_CODE if is_dead_letter(ledger.owner[i]) else RETURNED_CODE)
+        return gone
 
     def _ours(self, position: int, index: int, count: int) -> int:
         """The entry of a delivery, or -1 if the item is done or went to somebody else.

@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from durableq._checkpoint import mark_head
+from durableq._checkpoint import DISTANCE, mark_head
 from durableq._handle import at_head, at_tail
 from durableq._head import Taken
 from durableq._leases import DEAD_CODE, DELAYED_CODE, RETURNED_CODE
@@ -30,12 +30,14 @@ from durableq._record import DONE_BYTE, READY, Header, decode_due
 from durableq._recovery import Reader
 from durableq._spool import Options
 from durableq._state import (
+    BUSY,
     DAMAGED,
     DAMAGED_BYTES,
     DEAD,
     DELAYED,
     DROPS,
     H_COMMIT,
+    H_STATE,
     LIVE,
     MAXSIZE,
     NEVER,
@@ -151,15 +153,27 @@ class Store(TailEnd):
                     break
                 self._wakeup.sleep(condition, value, seconds)
         finally:
-            if asleep and self._barred is None and self._owners.slot == slot:
-                self._head.hold(lambda: self._wakeup.leave(condition, slot))
+            try:
+                self._get_up(asleep, slot)
+            except BaseException:  # interrupted in the very act
+                self._get_up(asleep, slot)
+                raise
 
     @at_head
     def _lie_down(self, condition: Condition, asleep: list[Condition]) -> None:
-        asleep.append(condition)  # before it is counted: an interrupt must not leave it counted for ever
         self._wakeup.enter(condition, self._owners.slot)
-        if self._words[self._lent_word] and self._ledger.search(self._own_code) < 0:
+        asleep[:] = [condition]  # no call between the two: an interrupt must not leave it counted for ever
+        if self._words[self._lent_word] and not self._ledger.holds(self._own_code):
             self._words[self._lent_word] = 0  # holds nothing: nobody need watch over this owner
+
+    def _get_up(self, asleep: list[Condition], slot: int) -> None:
+        if asleep and self._barred is None and self._owners.slot == slot:
+            self._rise(asleep, slot)
+
+    @at_head
+    def _rise(self, asleep: list[Condition], slot: int) -> None:
+        self._wakeup.leave(asleep[0], slot)
+        asleep[:] = []
 
     def reap(self) -> bool:
         """Return what the dead held, now; whether there was anything."""
@@ -198,12 +212,14 @@ class Store(TailEnd):
         removed = self._control.waiting()
         low = self._control.head()[0]
         high, sequence = self._control.tail()
-        # The head first, then its checkpoint: whatever happens to us from here on, what is dead in the file is never
-        # behind the head that recovery starts from.
-        self._control.set_head(high, sequence)
-        mark_head(self._spool, self._control)
+        # What is dead in the file is never behind the limit that recovery starts from, so the checkpoint comes first.
+        # Then one write makes all of it dead, and only what is dead in the file too is passed by the head.
+        mark_head(self._spool, self._control, high - low + DISTANCE)
         if high > low:
             self._reclaimer.bury(low, high)
+        self._control.set_head(high, sequence)
+        mark_head(self._spool, self._control)
+        self._reclaimer.punch(low, high)
         for code in (RETURNED_CODE, DELAYED_CODE):
             i = self._ledger.search(code)
             while i >= 0:
@@ -240,11 +256,25 @@ class Store(TailEnd):
     def waiting(self) -> int:
         """Items that wait to be taken, ready or delayed."""
         self._check()
+        self._bury_dead()
         return max(0, self._control.waiting())
+
+    def _bury_dead(self) -> None:
+        """What a dead process held counts at once, also for who only looks; without waiting for a lock."""
+        words = self._words
+        halted = words[H_STATE] & BUSY or self._head.holder_died()
+        if halted or (words[LIVE] != words[RETURNED] + words[DELAYED] and self._owners.someone_died()):
+            self._head.hold_if_free(self._reap_here)
+
+    def _reap_here(self) -> None:
+        self._see_head()
+        self._owners.reap(self._ledger)
+        self._leave_head()
 
     def dead_letters(self) -> int:
         """Dead letters that nobody has."""
         self._check()
+        self._bury_dead()
         return self._count_letters()
 
     @at_head
@@ -298,6 +328,8 @@ class Store(TailEnd):
 
     def stats(self) -> Stats:
         """The queue at this moment."""
+        self._check()
+        self._bury_dead()
         return self._stats_locked(self.peek(1))
 
     @at_head

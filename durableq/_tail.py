@@ -117,6 +117,9 @@ class TailEnd(Settler):
             _full()
         return end - position
 
+    def _append_again(self, body: bytes) -> None:
+        self.append((body,))
+
     def _undo_append(self) -> None:
         """Nothing exists past the tail, not even for the next boot: cut off what an interrupted append left there."""
         with suppress(OSError):  # a disk that refuses even this: the bytes are past the tail all the same

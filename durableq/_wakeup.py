@@ -53,14 +53,17 @@ class Wakeup:
     def enter(self, condition: Condition, slot: int) -> None:
         """Count this thread among the sleepers; under the head lock."""
         waiters, _, own = condition
-        self._words[owner_word(slot) + own] += 1
-        self._words[waiters] += 1
+        words, at = self._words, owner_word(slot) + own
+        words[at] += 1  # no call between the two stores: an interrupt comes before both or after both
+        words[waiters] += 1
 
     def leave(self, condition: Condition, slot: int) -> None:
         """Undo `enter`; under the head lock."""
         waiters, _, own = condition
-        self._words[owner_word(slot) + own] = max(0, self._words[owner_word(slot) + own] - 1)
-        self._words[waiters] = max(0, self._words[waiters] - 1)
+        words, at = self._words, owner_word(slot) + own
+        mine, all_of_us = max(0, words[at] - 1), max(0, words[waiters] - 1)
+        words[at] = mine  # as in `enter`
+        words[waiters] = all_of_us
 
     def read(self, condition: Condition) -> int:
         """The value to sleep on; read it before the last look at what is waited for."""
