@@ -25,7 +25,6 @@ from durableq._record import (
     decode,
     decode_due,
     encode_due,
-    record_size,
     settle_state,
     unpack_header,
 )
@@ -55,6 +54,7 @@ from durableq._wakeup import EVERYBODY, GET, JOIN, PUT
 from durableq.errors import ShutDown
 
 _mutex_try, _mutex_unlock = _os.mutex_try, _os.mutex_unlock
+_ROUND = HEADER_SIZE + 7  # what `record_size` adds to a length before it rounds down
 READY_BYTE = bytes([READY])
 WINDOW = 64 << 10
 """Bytes read ahead. Published records do not change (but for their state, which is READY behind the head)."""
@@ -112,10 +112,10 @@ class HeadEnd(Handle):
         finally:
             if not code or self._head.plain:
                 _mutex_unlock(self._head.address)
-        if words[PUT_WAITERS]:
-            self._wakeup.wake(PUT, len(box))
         if done:
-            self._is_done()
+            self._is_done(len(box))
+        elif words[PUT_WAITERS]:
+            self._wakeup.wake(PUT, len(box))
         return True
 
     def _sort_out(self, box: list[Taken], state: bytes) -> None:
@@ -176,7 +176,7 @@ class HeadEnd(Handle):
                         self._pass_odd(position, commit >> 1)
                     return True
                 break  # its turn comes when what was found before it is taken
-            size = record_size(length)
+            size = length + _ROUND & -8
             if done:
                 box.append((position, -1, count + 1, tag, enqueued, payload))
             else:
@@ -190,7 +190,9 @@ class HeadEnd(Handle):
         milestone = position > words[H_NEXT]
         if milestone and position > words[H_LIMIT]:
             mark_head(self._spool, self._control, DISTANCE + position - words[H_POS + flip])
-        if done:
+        if done and len(offsets) == 1:
+            _os.pwrite(self._fd, DONE_BYTE, words[H_POS + flip] - self._head_base + STATE_OFFSET)
+        elif done:
             self._mark_done(buffer, first, at, offsets)
         words[H_POS + (flip ^ 1)] = position
         words[H_COMMIT] = commit + 2 * len(offsets) ^ 1  # this store takes them
@@ -218,7 +220,7 @@ class HeadEnd(Handle):
     def _mark_done(self, buffer: bytes, first: int, end: int, offsets: list[int]) -> None:
         """Write the done marks of records that lie side by side in the buffer; before the head passes them."""
         place = self._buffer_at - self._head_base
-        if len(offsets) > 1 and end - first <= len(offsets) << 10:
+        if end - first <= len(offsets) << 10:
             # One write of all their bytes is cheaper than many of one byte; nothing but the marks changes.
             piece = bytearray(buffer[first:end])
             for offset in offsets:
@@ -383,11 +385,11 @@ class HeadEnd(Handle):
         self._words[DAMAGED_BYTES] += end - position
         return 1
 
-    def _is_done(self) -> None:
-        """Something is done: tell who waits for that, and make it durable by the policy."""
+    def _is_done(self, count: int = 1) -> None:
+        """So many items are done: tell who waits for that, and make it durable by the policy."""
         words = self._words
         if words[PUT_WAITERS]:
-            self._wakeup.wake(PUT)
+            self._wakeup.wake(PUT, count)
         if words[JOIN_WAITERS] and not self._control.unfinished():
             self._wakeup.wake(JOIN, EVERYBODY)
         if not self._committer.armed:

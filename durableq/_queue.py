@@ -83,6 +83,7 @@ class DurableQueue(ItemReader):
         self._done = ack == "get"
         self._this_thread = _ThisThread()
         self._store = Store(path, options, sync=sync, mode=mode, create=create, runs_code=self._codec.runs_code)
+        self._take = self._store.take
         self._max_bytes = self._store.options.max_bytes
 
     def __getstate__(self) -> tuple[Any, ...]:
@@ -243,9 +244,6 @@ class DurableQueue(ItemReader):
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.path!r}{' closed' if self.closed else ''}>"
 
-    def _take(self, box: list[Taken], limit: int, done: bool, reserved: int) -> bool:
-        return self._store.take(box, limit, done, reserved)
-
     def _wait(self, deadline: Deadline) -> None:
         self._store.wait_for_item(deadline)
 
@@ -262,6 +260,7 @@ class DeadLetters(ItemReader):
 
     def __init__(self, queue: DurableQueue) -> None:
         self._store = queue._store
+        self._take = self._store.take_dead
         self._codec = queue._codec
         self._done = queue._done
         self._this_thread = queue._this_thread
@@ -269,9 +268,6 @@ class DeadLetters(ItemReader):
     def qsize(self) -> int:
         """How many dead letters there are that nobody has."""
         return self._store.dead_letters()
-
-    def _take(self, box: list[Taken], limit: int, done: bool, reserved: int) -> bool:
-        return self._store.take_dead(box, limit, done, reserved)
 
     def _wait(self, deadline: Deadline) -> None:
         self._store.wait_for_dead_letter(deadline)

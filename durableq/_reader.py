@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 from durableq._delivery import Delivery
@@ -26,6 +27,7 @@ class ItemReader(ABC):
 
     _store: Store
     _codec: Codec
+    _take: Callable[[list[Taken], int, bool, int], bool]
     _done: bool
     _dead = False
     _this_thread: _ThisThread
@@ -117,9 +119,6 @@ class ItemReader(ABC):
     @abstractmethod
     def qsize(self) -> int:
         """How many items wait. By the time it returns another process may have changed that."""
-
-    @abstractmethod
-    def _take(self, box: list[Taken], limit: int, done: bool, reserved: int) -> bool: ...
 
     @abstractmethod
     def _wait(self, deadline: Deadline) -> None: ...

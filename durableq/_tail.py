@@ -79,7 +79,8 @@ class TailEnd(Settler):
             if due:
                 words[PUT_DELAYED] += 1
             if end > words[T_MARK]:
-                mark_tail(self._spool, self._control)
+                with suppress(OSError):  # a hint for recovery: the put stands without it
+                    mark_tail(self._spool, self._control)
         except BaseException as exc:
             if commit >= 0 and words[T_COMMIT] == commit:
                 self._undo_append()
