@@ -345,7 +345,7 @@ class Handle:
         The descriptors share the parent's open file descriptions: they exclude nobody from anybody, and as long as they
         are open here, the parent's death would not free its locks.
         """
-        if self._barred is None and not self._forked:
+        if not self.closed and not self._forked:
             for fd in (self._spool.fd, self._control_fd, self._mapped_fd):
                 os.close(fd)
             self._spool.fd = -1

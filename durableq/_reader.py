@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import threading
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
@@ -20,6 +22,19 @@ from durableq.errors import DecodeError, Empty
 class _ThisThread(threading.local):
     def __init__(self) -> None:
         self.unacked = Unacked()
+        _in_use.add(self)
+
+
+_in_use: weakref.WeakSet[_ThisThread] = weakref.WeakSet()
+
+
+def _forget_after_fork() -> None:
+    # What the parent's thread has taken is not the child's to finish, not even when the parent is dead.
+    for this_thread in list(_in_use):
+        this_thread.unacked = Unacked()
+
+
+os.register_at_fork(after_in_child=_forget_after_fork)
 
 
 class ItemReader(ABC):
