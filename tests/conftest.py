@@ -11,13 +11,21 @@ import psutil
 import pytest
 from processes import PATIENCE, Child
 
-from durableq import DurableQueue
+from durableq import DurableQueue, check
+
+
+SPOILING = {"test_bad_input", "test_check", "test_damage", "test_fuzz"}
+"""Modules whose tests damage their spool on purpose."""
 
 
 @pytest.fixture
-def path(tmp_path: Path) -> Path:
-    """Where the queue of this test lies."""
-    return tmp_path / "q.dq"
+def path(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
+    """Where the queue of this test lies. After the test the whole spool is checked, unless it is to be bad."""
+    where = tmp_path / "q.dq"
+    yield where
+    if where.is_file() and request.module.__name__ not in SPOILING:
+        report = check(where)
+        assert report.ok, report
 
 
 @pytest.fixture
@@ -41,8 +49,8 @@ def q(open_queue: Callable[..., DurableQueue]) -> DurableQueue:
 
 
 @pytest.fixture
-def start() -> Iterator[Callable[..., Child]]:
-    """`start(code, *args)` runs code in a process of its own, which does not outlive the test."""
+def start(path: Path) -> Iterator[Callable[..., Child]]:
+    """`start(code, *args)` runs code in a process of its own, which ends before the spool at `path` is checked."""
     children: list[Child] = []
 
     def starter(code: str, *args: object, **options: Any) -> Child:

@@ -1,17 +1,21 @@
 """A KeyboardInterrupt at every point of an operation at which Python can deliver one: `python striking.py SCENE PATH`.
 
-Signals are looked at when a function begins, after a call and at a jump backwards; a trace function raises there. What the
-program holds on to by then, such as the traceback, it still holds while the queue is checked: people log exceptions.
+Python looks for signals when a function begins, after a call and at a jump backwards; here one is made pending just
+before. What the program holds on to then, such as the traceback, it still holds while the queue is checked: people log
+exceptions.
 """
 
 from __future__ import annotations
 
+import _thread
+import contextlib
 import dis
 import faulthandler
 import gc
-import itertools
 import os
 import sys
+import threading
+import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -78,40 +82,94 @@ SCENES = {
 }
 
 
+class Trip:
+    """`-Trip()` makes a SIGINT pending, as one from outside does, and is not itself a place to look for signals."""
+
+    __neg__ = _thread.interrupt_main
+
+
+TRIP = Trip()
+
+
 @cache
 def points(code: CodeType) -> frozenset[int]:
-    """Offsets of the instructions before which Python looks for signals."""
-    instructions = [i for i in dis.get_instructions(code) if i.opname not in ("CACHE", "EXTENDED_ARG")]
-    after = {b.offset for a, b in itertools.pairwise(instructions) if a.opname.startswith(LOOKS)}
-    return frozenset(after | {0} if sys.version_info < (3, 11) else after)
+    """Offsets of the instructions at whose end Python looks for signals."""
+    return frozenset(i.offset for i in dis.get_instructions(code) if i.opname.startswith(LOOKS))
+
+
+class Striker:
+    """Makes an interrupt pending just before the n-th point that this thread comes to in the package."""
+
+    def __init__(self, n: int) -> None:
+        self._left = n
+        self._thread = threading.get_ident()
+
+    # The callbacks count without calls of their own behind the trip: at the end of one Python would look for signals.
+
+    if sys.version_info >= (3, 12):
+
+        def on(self) -> None:
+            """Begin to watch."""
+            monitoring = sys.monitoring
+            monitoring.use_tool_id(monitoring.DEBUGGER_ID, "striking")
+            monitoring.register_callback(monitoring.DEBUGGER_ID, monitoring.events.INSTRUCTION, self._monitor)
+            monitoring.restart_events()
+            monitoring.set_events(monitoring.DEBUGGER_ID, monitoring.events.INSTRUCTION)
+
+        def off(self) -> None:
+            """Watch no more."""
+            sys.monitoring.set_events(sys.monitoring.DEBUGGER_ID, 0)
+            sys.monitoring.free_tool_id(sys.monitoring.DEBUGGER_ID)
+
+        def _monitor(self, code: CodeType, offset: int) -> Any:
+            if not code.co_filename.startswith(PLACES):
+                return sys.monitoring.DISABLE
+            if offset in points(code) and threading.get_ident() == self._thread:
+                self._left -= 1
+                if self._left == 0:
+                    _ = -TRIP
+            return None
+
+    else:
+
+        def on(self) -> None:
+            """Begin to watch."""
+            sys.settrace(self._trace)
+
+        def off(self) -> None:
+            """Watch no more."""
+            sys.settrace(None)
+
+        def _trace(self, frame: FrameType, event: str, _: Any) -> Any:
+            if event == "call":
+                if not frame.f_code.co_filename.startswith(PLACES):
+                    return None
+                frame.f_trace_opcodes = True
+            elif event == "opcode" and frame.f_lasti in points(frame.f_code):
+                self._left -= 1
+                if self._left == 0:
+                    _ = -TRIP
+            return self._trace
 
 
 def strike(n: int, operation: Callable[[], Any]) -> BaseException | None:
     """Interrupt the operation at its n-th point and return the interrupt; None if it ended before."""
-    left = n
-
-    def trace(frame: FrameType, event: str, _: Any) -> Any:
-        nonlocal left
-        if event == "call":
-            if not frame.f_code.co_filename.startswith(PLACES):
-                return None
-            frame.f_trace_opcodes = True
-        elif event == "opcode" and frame.f_lasti in points(frame.f_code):
-            left -= 1
-            if left == 0:
-                raise KeyboardInterrupt(f"{os.path.basename(frame.f_code.co_filename)}:{frame.f_lineno}")
-        return trace
-
-    sys.settrace(trace)
+    striker = Striker(n)
+    striker.on()
     try:
-        operation()
-    except (Empty, Full):
-        pass
+        with contextlib.suppress(Empty, Full):
+            operation()
+        striker.off()
     except KeyboardInterrupt as interrupt:
+        striker.off()
         return interrupt
-    finally:
-        sys.settrace(None)
     return None
+
+
+def place(interrupt: BaseException) -> str:
+    """Where in the package an interrupt came, innermost last."""
+    frames = [f for f in traceback.extract_tb(interrupt.__traceback__) if f.filename.startswith(PLACES)]
+    return " > ".join(f"{os.path.basename(f.filename)}:{f.lineno} {f.name}" for f in frames)
 
 
 class Stage:
@@ -130,10 +188,9 @@ class Stage:
             q.put_many(self.scene.items)
         operation = self.scene.prepare(q)
         interrupt = strike(n, operation)
-        where = f"after an interrupt at {interrupt}" if interrupt else "without an interrupt"
+        where = f"after an interrupt at {place(interrupt)}" if interrupt else "without an interrupt"
         # While the interrupt and its traceback are still alive.
-        stats = self.observed(self.other.stats, where)
-        assert not any(owner.waiting for owner in stats.owners), f"{where}: somebody is counted as waiting"
+        self.observed(self.other.stats, where)
         q.close()
         left = self.observed(self.drain, where)
         assert left in (self.scene.left, *(self.scene.left_too if interrupt else ())), f"{where}: {left!r} is left"
