@@ -28,8 +28,8 @@ from .shape import Case
 from .steps import NEVER, Steps, interrupt
 from .trial import Wrong, drain, expect_no_sleepers
 
-OUT = ("close", "purge", "get of an expired lease", "rewind, and on")
-"""Many steps, or other outcomes by the clock."""
+OUT = ("close", "purge", "get of an expired lease", "rewind, and on", "ack of a dead letter", "nack of a dead letter")
+"""Many steps, other outcomes by the clock, or a dead letter in hand, which is not in view."""
 INTERRUPTIBLE = [case for case in CASES if not (case.alone or case.ends_queue or case.name in OUT)]
 TAKES = ("get", "reserve")
 """What these were about to return is available again when they raise."""

@@ -41,6 +41,8 @@ class Steps:
             sys.settrace(None)
 
     def _enter(self, frame: FrameType, event: str, arg: Any) -> Any:
+        if frame.f_back is not None:  # a return from Python code is no point: only the callee itself looks for signals
+            self._previous[id(frame.f_back)] = ""
         name = frame.f_code.co_filename
         if not name.startswith(PACKAGE) and not (self._interruptible and name.endswith("contextlib.py")):
             return None
