@@ -13,7 +13,6 @@ from processes import PATIENCE, Child
 
 from durableq import DurableQueue, check
 
-
 SPOILING = {"test_bad_input", "test_check", "test_damage", "test_fuzz"}
 """Modules whose tests damage their spool on purpose."""
 

@@ -224,7 +224,7 @@ class Stage:
 
 if __name__ == "__main__":
     stage = Stage(SCENES[sys.argv[1]], sys.argv[2])
-    faulthandler.dump_traceback_later(50, exit=True)
+    faulthandler.dump_traceback_later(30, exit=True)
     n = 1
     while stage.play(n):
         n += 1
