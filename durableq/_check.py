@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from durableq import _os
-from durableq._locks import cold_lock
+from durableq._locks import under_cold_lock
 from durableq._record import DEAD, DONE, HEADER_SIZE, MAGIC_BYTES, TAG_PAD, decode_due, unpack_header
 from durableq._recovery import Recovery
 from durableq._scan import Reader
@@ -101,21 +101,24 @@ def repair(path: str | os.PathLike[str]) -> Report:
     The spool is copied to `PATH-backup` first (or `-backup2` and so on). Nobody may have the queue open. A spool that is
     not damaged is left alone. Raises as `check`, and OSError (EBUSY) if the queue is in use.
     """
-    path = os.path.realpath(path)
-    with cold_lock(path):
-        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-        try:
-            if not _os.try_lock_byte(fd, USERS_BYTE):
-                raise OSError(errno.EBUSY, f"the queue is in use; stop its users first (`fuser {path}`)", path)
-            checker = _Checker(path, fd)
-            found = checker.report()
-            if found.ok:
-                return found
-            backup = _back_up(path, fd)
-            checker.mend(found)
-            return replace(_Checker(path, fd, offline=True).report(), damaged=found.damaged, torn=found.torn, backup=backup)
-        finally:
-            os.close(fd)
+    place = os.path.realpath(path)
+    return under_cold_lock(place, lambda: _repair(place))
+
+
+def _repair(path: str) -> Report:
+    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        if not _os.try_lock_byte(fd, USERS_BYTE):
+            raise OSError(errno.EBUSY, f"the queue is in use; stop its users first (`fuser {path}`)", path)
+        checker = _Checker(path, fd)
+        found = checker.report()
+        if found.ok:
+            return found
+        backup = _back_up(path, fd)
+        checker.mend(found)
+        return replace(_Checker(path, fd, offline=True).report(), damaged=found.damaged, torn=found.torn, backup=backup)
+    finally:
+        os.close(fd)
 
 
 class _Checker:

@@ -70,8 +70,8 @@ class Committer:
                 self._start()
             with self._guard:
                 self._control.words[self._dirty] = 1
-            self._wanted.set()
-            self.armed = True  # last: an interrupt before it costs another call, after it nothing
+                self._wanted.set()
+                self.armed = True  # last: an interrupt before it costs another call, after it nothing
         else:
             self.sync_now()
 
@@ -140,9 +140,10 @@ class Committer:
             if self._stop.is_set():
                 return
             # Disarm first: what is written from here on may miss this sync and asks for the next one.
-            self._wanted.clear()
-            self._control.words[self._dirty] = 2
-            self.armed = False
+            with self._guard:
+                self._wanted.clear()
+                self._control.words[self._dirty] = 2
+                self.armed = False
             try:
                 self.sync_now()
             except OSError:

@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import os
 import threading
@@ -23,7 +24,7 @@ from durableq import _os
 from durableq._checkpoint import mark_head, mark_open, mark_tail_synced
 from durableq._commit import Committer
 from durableq._leases import Ledger, owner_code
-from durableq._locks import HotLock, cold_lock
+from durableq._locks import HotLock, under_cold_lock
 from durableq._owner import Owners
 from durableq._reclaim import Reclaimer
 from durableq._record import DONE, STATE_OFFSET, TAG_PAD, settle_state
@@ -112,29 +113,31 @@ class Handle:
 
     def _open(self, create_file: bool) -> None:
         check_place(self.path)  # before the lock file: nothing is created where the queue is refused
-        with cold_lock(self.path):
-            self._spool = spool = Spool.open(self.path, self._wanted, self._mode, create=create_file, runs_code=self._runs_code)
-            control_fd = -1
+        under_cold_lock(self.path, lambda: self._open_locked(create_file))
+
+    def _open_locked(self, create_file: bool) -> None:
+        self._spool = spool = Spool.open(self.path, self._wanted, self._mode, create=create_file, runs_code=self._runs_code)
+        control_fd = -1
+        try:
+            control_fd = self._open_control()
+            # Mapped through a descriptor of its own: see `_owner` on what keeps a lock alive.
+            mapped_fd = os.open(f"/proc/self/fd/{control_fd}", os.O_RDWR | os.O_CLOEXEC)
             try:
-                control_fd = self._open_control()
-                # Mapped through a descriptor of its own: see `_owner` on what keeps a lock alive.
-                mapped_fd = os.open(f"/proc/self/fd/{control_fd}", os.O_RDWR | os.O_CLOEXEC)
-                try:
-                    self._control = control = Control(mapped_fd)
-                    self._mapped_fd = mapped_fd
-                    self._words = control.words
-                    self._ledger = Ledger(control, mapped_fd)
-                    if not control.words[EPOCH]:
-                        self._recover()
-                    self._join_owners(control_fd)
-                except BaseException:
-                    os.close(mapped_fd)
-                    raise
+                self._control = control = Control(mapped_fd)
+                self._mapped_fd = mapped_fd
+                self._words = control.words
+                self._ledger = Ledger(control, mapped_fd)
+                if not control.words[EPOCH]:
+                    self._recover()
+                self._join_owners(control_fd)
             except BaseException:
-                spool.close()
-                if control_fd >= 0:
-                    os.close(control_fd)
+                os.close(mapped_fd)
                 raise
+        except BaseException:
+            spool.close()
+            if control_fd >= 0:
+                os.close(control_fd)
+            raise
 
     def _open_control(self) -> int:
         """The control file's descriptor, for locks only; a fresh empty file if what is there cannot be used."""
@@ -235,14 +238,16 @@ class Handle:
             self._bar(ClosedError(f"{self.path}: the queue is closed; open it again to go on"))
         self._wake_everybody()
         self._committer.close()
-        with cold_lock(self.path):
-            try:
-                self._tail.hold(lambda: self._head.hold(lambda: self._leave(not poisoned)))
-                self._wake_everybody()
-                if self._sync is not None and not poisoned:
-                    _os.fdatasync(self._spool.fd)
-            finally:
-                self._tail.hold(lambda: self._head.hold(self._let_go))
+        under_cold_lock(self.path, lambda: self._close_locked(not poisoned))
+
+    def _close_locked(self, sound: bool) -> None:
+        try:
+            self._tail.hold(lambda: self._head.hold(lambda: self._leave(sound)))
+            self._wake_everybody()
+            if self._sync is not None and sound:
+                _os.fdatasync(self._spool.fd)
+        finally:
+            self._tail.hold(lambda: self._head.hold(self._let_go))
 
     def _leave(self, sound: bool) -> None:
         """Under both locks: what this handle does last."""
@@ -318,6 +323,14 @@ class Handle:
 
     def _look_around(self) -> bool:
         """Now and then: is the path still ours, did a holder of lent items die? Whether something was returned."""
+        try:
+            return self._look()
+        except OSError as exc:
+            if exc.errno == errno.EBADF:  # another thread closes this handle, or forked: say so
+                self._check()
+            raise
+
+    def _look(self) -> bool:
         self._look_at = time.monotonic() + RECHECK
         self._spool.check_replaced()
         self._tail.plain = self._head.plain = self._owners.one_namespace()

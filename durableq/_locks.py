@@ -36,8 +36,7 @@ Locks nest in one order only: tail, then head. Who has the head and wants the ta
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import TypeVar
 
 from durableq import _os
@@ -91,11 +90,14 @@ class HotLock:
 
     def _renew(self) -> None:
         """Nobody holds it and nobody can: an interrupt came between EOWNERDEAD and the mending. Make it anew."""
-        with cold_lock(self._path):
+
+        def make() -> None:
             if _os.mutex_try(self.address) == errno.ENOTRECOVERABLE:
                 _os.mutex_create(self.address)
             else:
                 _os.mutex_unlock(self.address)
+
+        under_cold_lock(self._path, make)
 
     def hold(self, work: Callable[[], T]) -> T:
         """Do `work` under the lock."""
@@ -129,16 +131,17 @@ class HotLock:
                 _os.mutex_unlock(self.address)
 
 
-@contextmanager
-def cold_lock(path: str) -> Iterator[None]:
-    """The lock for create, recover, repair, compact and close of the queue at `path`; among all processes."""
+def under_cold_lock(path: str, work: Callable[[], T]) -> T:
+    """Do `work` under the lock for create, open, recover, repair, compact and close of the queue at `path`."""
     import filelock  # where it is used: the hot path never does, and it brings asyncio with it
 
     lock = filelock.FileLock(f"{path}-lock", timeout=60, mode=0o600)
     try:
-        with lock:
-            yield
+        lock.acquire()
+        return work()
     except filelock.Timeout:
         raise TimeoutError(
             f"{path}: another process has held {path}-lock for a minute; find it with `fuser {path}-lock`"
         ) from None
+    finally:
+        lock.release(force=True)  # does nothing if an interrupt came before the lock was taken

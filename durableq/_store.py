@@ -24,7 +24,7 @@ from durableq._checkpoint import DISTANCE, mark_head
 from durableq._handle import at_head, at_tail
 from durableq._head import Taken
 from durableq._leases import DEAD_CODE, DELAYED_CODE, RETURNED_CODE
-from durableq._locks import cold_lock
+from durableq._locks import under_cold_lock
 from durableq._owner import Owner
 from durableq._record import DONE_BYTE, READY, Header, decode_due
 from durableq._recovery import Reader
@@ -233,8 +233,7 @@ class Store(TailEnd):
     def compact(self) -> int:
         """Give back all space that can be given back now, and cut the hole in front out of the file; bytes given back."""
         self._check()
-        with cold_lock(self.path):
-            return self._compact_locked()
+        return under_cold_lock(self.path, self._compact_locked)
 
     @at_tail
     @at_head
