@@ -270,12 +270,11 @@ class Handle:
 
     def _mark_closed(self) -> None:
         """The last one leaves: what recovery would have to look for is all here now."""
-        if self._sync is None:
-            mark_head(self._spool, self._control)
-        else:
+        if self._sync is not None:
             _os.fdatasync(self._spool.fd)  # before the checkpoints that say that all is on the disk
-            mark_tail_synced(self._spool, self._control)
-            mark_head(self._spool, self._control, reach=0)
+            with suppress(OSError):  # hints: without them recovery looks for itself
+                mark_tail_synced(self._spool, self._control)
+                mark_head(self._spool, self._control, reach=0)
 
     def __del__(self) -> None:
         # Whoever collects garbage may hold the locks of this very queue through another handle, so nothing is locked here:

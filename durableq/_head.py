@@ -208,7 +208,10 @@ class HeadEnd(Handle):
             # What the ledger forgets cannot be swept any more, so sweep first.
             mark_head(self._spool, self._control)
             self._reclaimer.sweep(1)
-            ledger.rebuild()
+            try:
+                ledger.rebuild()
+            except OSError as exc:
+                raise self._spool.disk_error(exc, "cannot note one more lent item, so none was taken") from exc
             self._leave_head()
         until = NEVER
         if self._lease_ms:

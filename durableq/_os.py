@@ -126,7 +126,7 @@ _FS_NOCOW_FL = 0x00800000
 
 
 def disable_copy_on_write(fd: int) -> None:
-    """On btrfs a store to a mapped page of a full disk needs a new block, and SIGBUS follows when there is none.
+    """On btrfs a change of a byte needs a new block: on a full disk a write fails, and a store to a mapped page is SIGBUS.
 
     With the NOCOW attribute, settable while the file is empty, it overwrites in place. Elsewhere this does nothing.
     """

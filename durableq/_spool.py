@@ -143,6 +143,7 @@ class Spool:
             block[sector * _SECTOR : sector * _SECTOR + _STATIC.size] = _pack_static(salt, options)
         for sector in (TAIL_SECTOR, HEAD_SECTOR):
             block[sector * _SECTOR : sector * _SECTOR + _CHECKPOINT.size] = _pack_checkpoint(Checkpoint(1), salt)
+        _os.disable_copy_on_write(fd)  # on a full disk a done mark must not need a new block
         try:
             # In one write, and only then does the file have a size: a kill before it leaves an empty file, which the
             # next opening takes for a new one.

@@ -29,8 +29,9 @@ _NAMES = ("pwrite", "pwritev", "ftruncate", "punch", "collapse", "fdatasync", "f
 class Recorder:
     """Records all that happens to one spool while it is installed."""
 
-    def __init__(self, spool: Path, log: Path | None = None) -> None:
+    def __init__(self, spool: Path, log: Path | None = None, only_calls: bool = False) -> None:
         self._spool = spool
+        self._only_calls = only_calls  # of users, and syncs: the disk is a real one
         self._entries: list[Entry] = []
         self._log = None if log is None else os.open(log, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
         self._mutex = threading.RLock()
@@ -40,7 +41,7 @@ class Recorder:
     @contextmanager
     def installed(self) -> Iterator[Recorder]:
         """In place of the real calls, as long as the context lasts."""
-        for name in _NAMES:
+        for name in ("fdatasync",) if self._only_calls else _NAMES:
             setattr(_os, name, getattr(self, name))
         try:
             yield self
@@ -60,7 +61,7 @@ class Recorder:
         n = next(self._numbers)
         self._emit(("begin", n))
         yield ids
-        self._emit(("end", n, kind, tuple(ids), synced))
+        self._emit(("end", n, kind, tuple(ids), synced))  # at once in the log: a kill of ours loses nothing of it
 
     # -- the wrappers --------------------------------------------------------------------------------------------------
 
@@ -104,7 +105,8 @@ class Recorder:
             return
         n = next(self._numbers)
         self._emit(("sb", n))
-        # Nothing to wait for: what a sync does to the disk is decided in `disk`.
+        if self._only_calls:
+            self._real["fdatasync"](fd)  # else what a sync does to the disk is decided in `disk`
         self._emit(("se", n))
 
     fsync = fdatasync
@@ -138,12 +140,14 @@ class Recorder:
             os.write(self._log, len(data).to_bytes(4, "little") + data)
 
 
-def read_log(fd: int) -> list[Entry]:
-    """All whole entries of a log file."""
-    data = os.pread(fd, os.fstat(fd).st_size, 0)
+def read_log(fd: int, size: int | None = None) -> list[Entry]:
+    """All whole entries of a log file, or those within its first `size` bytes."""
+    data = os.pread(fd, os.fstat(fd).st_size if size is None else size, 0)
     entries, at = [], 0
     while at + 4 <= len(data):
-        size = int.from_bytes(data[at : at + 4], "little")
-        entries.append(pickle.loads(data[at + 4 : at + 4 + size]))
-        at += 4 + size
+        length = int.from_bytes(data[at : at + 4], "little")
+        if at + 4 + length > len(data):
+            break
+        entries.append(pickle.loads(data[at + 4 : at + 4 + length]))
+        at += 4 + length
     return entries

@@ -66,21 +66,22 @@ def number_of(data: bytes) -> int:
 class Worker:
     """Does random things to a queue through several handles, tells the recorder what it was promised."""
 
-    def __init__(self, recorder: Recorder, path: Path, seed: int, first: int = 0, **options: Any) -> None:
+    def __init__(self, recorder: Recorder, path: Path, seed: int, first: int = 0, alone: bool = True) -> None:
         self._recorder = recorder
         self._rng = rng = random.Random(seed)
         self._next = first
         kinds = rng.choice([(0, 0), (0, None), (None, None, 0), (None, None)])
-        self._handles = [(DurableQueue(path, sync=s, serializer="bytes", **options), s == 0) for s in kinds]
+        self._handles = [(DurableQueue(path, sync=s, serializer="bytes"), s == 0) for s in kinds]
         self._held: list[tuple[Delivery, bool]] = []
-        self.has_dead_letters = False
         moods = {
             "mixed": (30, 8, 25, 22, 3, 2, 2, 2, 1, 1, 1, 3, 2),
             "drained": (20, 3, 20, 25, 1, 0, 0, 1, 0, 0, 0, 3, 15),
             "growing": (30, 20, 10, 8, 2, 1, 2, 2, 0, 1, 1, 3, 0),
             "taking": (25, 0, 30, 30, 1, 0, 0, 0, 0, 0, 1, 4, 5),
         }
-        self._weights = moods[rng.choice(list(moods))]
+        self._weights = list(moods[rng.choice(list(moods))])
+        if not alone:  # what a purge or a redrive is about, only one who works alone can tell
+            self._weights = [0 if _CALLS[n] in ("purge", "redrive") else w for n, w in enumerate(self._weights)]
         self._largest = rng.choice((60, 300, 300, 3000))
 
     def step(self) -> None:

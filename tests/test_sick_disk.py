@@ -1,0 +1,123 @@
+"""A disk that fails: the call says so, the handle refuses further writes, and others can open the queue again."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+
+import pytest
+
+from durableq import DurableQueue, PoisonedError, _os
+
+
+@pytest.fixture
+def failing(monkeypatch):
+    """`failing(name)`: calls of this name at the seam to the system fail with EIO from now on; a context ends it."""
+
+    def fail(name, code=errno.EIO):
+        def refuse(*_):
+            raise OSError(code, os.strerror(code))
+
+        monkeypatch.setattr(_os, name, refuse)
+
+    yield fail
+    monkeypatch.undo()
+
+
+def test_a_failed_sync_is_raised_and_poisons_the_handle(path, failing, monkeypatch):
+    q = DurableQueue(path, sync=0)
+    q.put("before")
+    failing("fdatasync")
+    with pytest.raises(OSError) as caught:
+        q.put("lost, perhaps")
+    assert caught.value.errno == errno.EIO
+    monkeypatch.undo()  # the disk says yes again, and may be lying
+    for call in (lambda: q.put("x"), q.get_nowait, q.sync, q.task_done):
+        with pytest.raises(PoisonedError, match="open the queue again"):
+            call()
+    q.close()
+
+
+def test_others_can_open_the_queue_after_a_failed_sync(path, failing, monkeypatch):
+    q = DurableQueue(path, sync=0)
+    q.put("before")
+    failing("fdatasync")
+    with pytest.raises(OSError):
+        q.put("perhaps")
+    monkeypatch.undo()
+    with DurableQueue(path) as other:
+        assert other.get_nowait() == "before"
+        other.task_done()
+        other.put("after")
+        other.sync()
+    q.close()
+    with DurableQueue(path) as again:
+        assert again.get_many(5)[-1] == "after"
+
+
+def test_a_failed_sync_in_the_background_is_raised_by_a_later_put(path, failing):
+    q = DurableQueue(path, sync=0.01)
+    failed = threading.Event()
+    failing("fdatasync")
+    refuse = _os.fdatasync
+
+    def tell(fd):
+        try:
+            refuse(fd)
+        finally:
+            failed.set()
+
+    _os.fdatasync = tell
+    q.put("x")
+    assert failed.wait(10)
+    with pytest.raises(PoisonedError):
+        for _ in range(10_000):
+            q.put("y")
+    q.close()
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC, errno.EDQUOT])
+def test_a_put_that_cannot_be_written_raises_and_puts_nothing(path, failing, monkeypatch, code):
+    q = DurableQueue(path)
+    q.put("before")
+    failing("pwrite", code)
+    with pytest.raises(OSError, match=str(path)) as caught:
+        q.put("never")
+    assert caught.value.errno == code
+    monkeypatch.undo()
+    assert q.qsize() == 1
+    q.put("after")
+    assert q.get_many(5) == ["before", "after"]
+    q.close()
+
+
+def test_a_done_mark_that_cannot_be_written_leaves_the_item_lent(path, failing, monkeypatch):
+    q = DurableQueue(path)
+    q.put_many("ab")
+    delivery = q.reserve()
+    failing("pwrite")
+    with pytest.raises(OSError):
+        delivery.ack()
+    monkeypatch.undo()
+    assert q.stats().lent == 1
+    delivery.ack()
+    assert q.get_nowait() == "b"
+    q.task_done()
+    assert q.stats().unfinished == 0
+    q.close()
+
+
+def test_a_short_write_is_undone(path, monkeypatch):
+    q = DurableQueue(path, serializer="bytes")
+    q.put(b"before")
+    size = os.stat(path).st_size
+    real = _os.pwrite
+    monkeypatch.setattr(_os, "pwrite", lambda fd, data, offset: real(fd, bytes(data)[: len(data) // 2], offset))
+    with pytest.raises(OSError) as caught:
+        q.put(bytes(1000))
+    assert caught.value.errno == errno.ENOSPC
+    monkeypatch.undo()
+    assert os.stat(path).st_size == size
+    assert q.get_many(5) == [b"before"]
+    q.close()
