@@ -23,10 +23,11 @@ from typing import Concatenate, ParamSpec, TypeVar
 from durableq import _os
 from durableq._checkpoint import mark_head, mark_open, mark_tail_synced
 from durableq._commit import Committer
-from durableq._leases import Ledger, owner_code
+from durableq._leases import DEAD_CODE, MAX_COUNT, RETURNED_CODE, Ledger, owner_code
 from durableq._locks import HotLock, under_cold_lock
 from durableq._owner import Owners
 from durableq._reclaim import Reclaimer
+from durableq._record import DEAD as STATE_DEAD
 from durableq._record import DONE, STATE_OFFSET, TAG_PAD, settle_state
 from durableq._recovery import Reader, rebuild, still_fits
 from durableq._spool import USERS_BYTE, Options, Spool, check_place
@@ -222,6 +223,7 @@ class Handle:
     @at_head
     def _claim(self) -> None:
         self._owners.claim(self._ledger)
+        self._retire()
         if self._owners.alone():
             self._words[SHUTDOWN] = 0
             mark_open(self._spool, self._control)
@@ -258,6 +260,7 @@ class Handle:
         self._see_head()
         self._barred = barred
         self._owners.release(self._ledger)
+        self._retire()
         if self._owners.alone():
             self._words[SHUTDOWN] = 0
             self._control.settle_tail_state()
@@ -347,7 +350,20 @@ class Handle:
 
     @at_head
     def _reap(self) -> int:
-        return self._owners.reap(self._ledger)
+        returned = self._owners.reap(self._ledger)
+        self._retire()
+        return returned
+
+    def _retire(self) -> None:
+        """After items came back in bulk: those that were delivered often enough are dead letters now. Under the head lock."""
+        most = self._spool.options.max_deliveries
+        ledger = self._ledger
+        i = ledger.search(RETURNED_CODE) if most else -1
+        while i >= 0:
+            if ledger.count[i] & MAX_COUNT >= most:
+                _os.pwrite(self._fd, bytes([STATE_DEAD]), ledger.position[i] - self._head_base + STATE_OFFSET)
+                ledger.change(i, DEAD_CODE)
+            i = ledger.search(RETURNED_CODE, i + 1)
 
     # -- fork ----------------------------------------------------------------------------------------------------------
 

@@ -288,6 +288,7 @@ class HeadEnd(Handle):
             now = time.time_ns() // 1_000_000
             if words[NEXT_DUE] <= now:
                 ledger.expire(now)
+                self._retire()
         while words[RETURNED] and len(box) < limit:
             i = ledger.next_returned()
             if i < 0:

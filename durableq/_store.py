@@ -20,7 +20,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from durableq._checkpoint import DISTANCE, mark_head
+from durableq import _os
+from durableq._checkpoint import DISTANCE, mark_head, mark_tail_synced
 from durableq._handle import at_head, at_tail
 from durableq._head import Taken
 from durableq._leases import DEAD_CODE, DELAYED_CODE, RETURNED_CODE
@@ -214,6 +215,9 @@ class Store(TailEnd):
         high, sequence = self._control.tail()
         # What is dead in the file is never behind the limit that recovery starts from, so the checkpoint comes first.
         # Then one write makes all of it dead, and only what is dead in the file too is passed by the head.
+        # The tail's too: counting cannot begin at a place inside of what is buried.
+        _os.fdatasync(self._fd)
+        mark_tail_synced(self._spool, self._control)
         mark_head(self._spool, self._control, high - low + DISTANCE)
         if high > low:
             self._reclaimer.bury(low, high)
