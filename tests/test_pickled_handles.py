@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import pickle
+import signal
 
 import pytest
 from processes import PATIENCE
@@ -21,7 +22,7 @@ def echo(q, replies):
 
 def hold(q, replies):
     replies.put(q.get(timeout=PATIENCE))
-    replies.get()  # for ever
+    signal.pause()
 
 
 @pytest.mark.parametrize("method", METHODS)
