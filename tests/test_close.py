@@ -160,6 +160,24 @@ def test_opening_and_closing_leaks_no_descriptor(start, path):
     ).finish()
 
 
+def test_a_handle_can_be_closed_while_another_thread_s_first_put_returns(start, path):
+    # Threads change places as often as they can, so that the close comes at every stage of the put.
+    start(
+        """
+        sys.setswitchinterval(1e-6)
+        for _ in range(100):
+            q = DurableQueue(path)
+            producer = threading.Thread(target=q.put, args=("x",))
+            producer.start()
+            q.get()
+            q.task_done()
+            q.close()
+            producer.join()
+        """,
+        path,
+    ).finish()
+
+
 def test_join_thread_after_close_returns(q):
     q.put("x")
     q.close()
