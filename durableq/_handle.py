@@ -114,6 +114,7 @@ class Handle:
 
     def _open(self, create_file: bool) -> None:
         check_place(self.path)  # before the lock file: nothing is created where the queue is refused
+        self._opened = False
         under_cold_lock(self.path, lambda: self._open_locked(create_file))
 
     def _open_locked(self, create_file: bool) -> None:
@@ -131,6 +132,7 @@ class Handle:
                 if not control.words[EPOCH]:
                     self._recover()
                 self._join_owners(control_fd)
+                self._opened = True
             except BaseException:
                 os.close(mapped_fd)
                 raise
@@ -198,14 +200,15 @@ class Handle:
         self._back_at = 0
         self._odd_reader: Reader | None = None
         self._look_at = 0.0
+        self._sync_lock = HotLock(self._control, SYNC_MUTEX, SYNC_STATE, self.path)
+        self._note_namespaces()
         self._claim()
-        self._tail.plain = self._head.plain = self._owners.one_namespace()
         self._own_code = owner_code(self._owners.slot)
         self._lent_word = owner_word(self._owners.slot) + OWNER_LENT
         self._committer = Committer(
             self._fd,
             self._control,
-            HotLock(self._control, SYNC_MUTEX, SYNC_STATE, self.path),
+            self._sync_lock,
             owner_word(self._owners.slot) + OWNER_DIRTY,
             self._sync,
             weakref.WeakMethod(self._poison),
@@ -213,6 +216,9 @@ class Handle:
         self._pay_syncs()
         _os.advise_stream(self._spool.fd)
         _close_at_exit()
+
+    def _note_namespaces(self) -> None:
+        self._tail.plain = self._head.plain = self._sync_lock.plain = self._owners.one_namespace()
 
     def _pay_syncs(self) -> None:
         if self._owners.owes_sync:
@@ -234,13 +240,15 @@ class Handle:
             self._barred = self._barred or ClosedError(f"{self.path}: the queue is closed")
             return
         with self._guard:
-            if isinstance(self._barred, ClosedError):
+            if self._control_fd < 0:
                 return
-            poisoned = self._barred is not None
+            sound = not isinstance(self._barred, PoisonedError)
             self._bar(ClosedError(f"{self.path}: the queue is closed; open it again to go on"))
-        self._wake_everybody()
-        self._committer.close()
-        under_cold_lock(self.path, lambda: self._close_locked(not poisoned))
+            self._wake_everybody()
+            self._committer.close()
+            # If an interrupt comes before the files are closed, the next call goes on; if it comes behind, the others find
+            # this owner dead and return what it held.
+            under_cold_lock(self.path, lambda: self._close_locked(sound))
 
     def _close_locked(self, sound: bool) -> None:
         try:
@@ -282,9 +290,9 @@ class Handle:
     def __del__(self) -> None:
         # Whoever collects garbage may hold the locks of this very queue through another handle, so nothing is locked here:
         # the descriptors are closed, and what it held returns as if its process had died.
-        if self.__dict__.get("_own_code") and not self.closed and not self._forked:
+        if self.__dict__.get("_opened") and self._control_fd >= 0 and not self._forked:
             self._bar(ClosedError(f"{self.path}: the queue is closed; open it again to go on"))
-            files = (self._ledger, self._spool, self._mapped_fd, self._control_fd)
+            files, self._control_fd = (self._ledger, self._spool, self._mapped_fd, self._control_fd), -1
             if self._committer.idle():
                 _close_files(*files)
             else:
@@ -292,7 +300,8 @@ class Handle:
                     threading.Thread(target=_sync_and_close, args=(self._committer, *files), daemon=True).start()
 
     def _let_go(self) -> None:
-        _close_files(self._ledger, self._spool, self._mapped_fd, self._control_fd)
+        files, self._control_fd = (self._control_fd, self._mapped_fd), -1
+        _close_files(self._ledger, self._spool, *files)
 
     @property
     def closed(self) -> bool:
@@ -335,7 +344,7 @@ class Handle:
     def _look(self) -> bool:
         self._look_at = time.monotonic() + RECHECK
         self._spool.check_replaced()
-        self._tail.plain = self._head.plain = self._owners.one_namespace()
+        self._note_namespaces()
         if not self._owners.someone_died():
             return False
         returned = self._reap()

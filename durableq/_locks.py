@@ -144,4 +144,7 @@ def under_cold_lock(path: str, work: Callable[[], T]) -> T:
             f"{path}: another process has held {path}-lock for a minute; find it with `fuser {path}-lock`"
         ) from None
     finally:
-        lock.release(force=True)  # does nothing if an interrupt came before the lock was taken
+        try:
+            lock.release(force=True)
+        finally:
+            lock.release(force=True)  # an interrupt may come before the first line of the first; else this does nothing
