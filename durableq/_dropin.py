@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from multiprocessing.util import Finalize
 from typing import Any
 
@@ -26,6 +27,16 @@ class _DropIn(DurableQueue):
         self._remove = Finalize(self, shutil.rmtree, args=(directory, True), exitpriority=5)
         super().__init__(os.path.join(directory, "anonymous.dq"), maxsize, **options)
 
+    def put(  # multiprocessing calls the first parameter so
+        self, obj: Any, block: bool = True, timeout: float | None = None, *, delay: float = 0
+    ) -> None:
+        """As `DurableQueue.put`."""
+        super().put(obj, block, timeout, delay=delay)
+
+    def put_nowait(self, obj: Any) -> None:
+        """As `put(obj, False)`."""
+        super().put(obj, False)
+
     def close(self) -> None:
         """Close this handle, as `DurableQueue.close`; the files of an anonymous queue go when its creator does this."""
         super().close()
@@ -42,6 +53,19 @@ class Queue(_DropIn):
     """
 
     _ack = "get"
+
+    @property
+    def task_done(self) -> Callable[[], None]:
+        """Not there, as in `multiprocessing.Queue`, unless the queue was made with `ack="task_done"`.
+
+        `logging.handlers.QueueListener` and others call it on every queue that has it.
+        """
+        if self._done:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute 'task_done': get() made the item done")
+        return super().task_done
+
+    def __dir__(self) -> list[str]:
+        return [name for name in super().__dir__() if name != "task_done" or not self._done]
 
 
 class JoinableQueue(_DropIn):

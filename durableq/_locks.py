@@ -36,6 +36,7 @@ Locks nest in one order only: tail, then head. Who has the head and wants the ta
 from __future__ import annotations
 
 import errno
+import logging
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -135,6 +136,10 @@ def under_cold_lock(path: str, work: Callable[[], T]) -> T:
     """Do `work` under the lock for create, open, recover, repair, compact and close of the queue at `path`."""
     import filelock  # where it is used: the hot path never does, and it brings asyncio with it
 
+    # It tells the root logger of every lock. A program that logs through a queue of ours would log about its own logging.
+    logger = logging.getLogger("filelock")
+    if logger.level == logging.NOTSET:
+        logger.setLevel(logging.INFO)
     lock = filelock.FileLock(f"{path}-lock", timeout=60, mode=0o600)
     try:
         lock.acquire()
