@@ -3,8 +3,8 @@
 Positions are the order of the puts. An item that was given back keeps its position, so "it comes first" needs no rule
 of its own: what is delivered next is always the ready item with the lowest position.
 
-An item that comes back from a dead or closed handle after its last delivery is still among the ready ones (a million may
-come back at once): whoever would get it next puts it with the dead letters instead.
+An item that was delivered too often is a dead letter as soon as it comes back; only after a reboot, which forgets some
+deliveries, the next one who would get it may be the one to find out.
 """
 
 from __future__ import annotations
@@ -102,11 +102,10 @@ class Model:
         entry.holder = None
         entry.state = DEAD if self.spent(entry, is_dead) else DELAYED if delayed else READY
 
-    def give_back_all(self, holder: int) -> None:
+    def give_back_all(self, holder: int, is_dead: Callable[[object], bool]) -> None:
         for entry in self.all(LENT):
             if entry.holder == holder:
-                entry.holder = None
-                entry.state = READY
+                self.nack(entry, is_dead)
 
     def reject(self, entry: Entry) -> None:
         entry.holder = None
@@ -124,13 +123,12 @@ class Model:
             self.done(entry)
         return len(waiting)
 
-    def reboot(self) -> None:
+    def reboot(self, is_dead: Callable[[object], bool]) -> None:
         """Everybody is gone, and the control words too."""
-        for entry in self.all(LENT):
-            entry.holder = None
-            entry.state = READY
         for entry in self.entries:  # where nothing depends on the count it is not kept in the spool each time
             entry.least = max(0, entry.least - 1) if self.max_deliveries else 0
+        for entry in self.all(LENT):
+            self.nack(entry, is_dead)
 
     def learn(self, entry: Entry, deliveries: int) -> None:
         """A delivery said how often the item has been delivered."""

@@ -1,0 +1,128 @@
+"""The command line: `python -m compat`, `--all`, `--self-test`; see the package."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+from . import broken, report
+from .cpython import SUITES
+from .pythons import ROOT, environment, find
+from .report import Row
+
+VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
+LIMIT = 1200.0
+
+
+def run(suite: str, method: str) -> Iterator[Row]:
+    """One suite in a process of its own."""
+    with tempfile.TemporaryDirectory(prefix="durableq-compat-") as folder:
+        results = Path(folder, "results")
+        command = [sys.executable, "-m", "compat.run", suite, method, str(results)]
+        said = Path(folder, "said")
+        with said.open("w") as file:
+            try:
+                code = subprocess.run(command, cwd=ROOT, stdout=file, stderr=file, timeout=LIMIT).returncode
+            except subprocess.TimeoutExpired:
+                code = -1
+        started, ended = None, 0
+        for line in results.read_text().splitlines() if results.exists() else ():
+            event = json.loads(line)
+            started = event.get("start")
+            if started is None:
+                ended += 1
+                yield Row(VERSION, suite, method, event["test"], event["outcome"], event["detail"], event["built"])
+        text = said.read_text(errors="replace")
+        if started is not None:
+            yield Row(VERSION, suite, method, started, "hung", text)
+        elif code != 0 or not ended:
+            yield Row(VERSION, suite, method, f"{suite} as a whole", "failed", text or f"ended with {code}")
+
+
+def run_all(suites: list[str], methods: list[str]) -> list[Row]:
+    """All suites with this Python."""
+    rows: list[Row] = []
+    for suite in suites:
+        for method in [method for method in SUITES[suite] if method in methods] or ["-"]:
+            new = list(run(suite, method))
+            bad = sum(not row.good for row in new)
+            print(f"{VERSION:5} {suite:16} {method:11} {len(new):3} tests, {bad} not as they should be", flush=True)
+            rows += new
+    return rows
+
+
+def self_test() -> tuple[bool, list[str]]:
+    """Whether each broken queue is noticed, and by what."""
+    lines, good = [], True
+    for how in broken.WAYS:
+        os.environ[broken.HOW] = how
+        rows = run_all(["queue", "multiprocessing", "clients", "clients_mp"], ["fork"])
+        del os.environ[broken.HOW]
+        noticed = sorted({row.test for row in rows if row.verdict in ("failed", "hung")})
+        lines.append(
+            f"{how}: noticed by {len(noticed)} tests, among them {', '.join(f'`{one}`' for one in noticed[:3])}"
+        )
+        good = good and bool(noticed)
+    return good, lines
+
+
+def every_python(arguments: list[str]) -> list[Row]:
+    """The same with each Python found, in an environment of its own."""
+    rows: list[Row] = []
+    for version, interpreter in find().items():
+        with tempfile.TemporaryDirectory(prefix="durableq-compat-") as folder:
+            results = Path(folder, "rows")
+            python = environment(interpreter, Path(folder, "venv"))
+            command = [str(python), "-m", "compat", "--json", str(results), *arguments]
+            subprocess.run(command, cwd=ROOT, check=False)
+            if results.exists():
+                rows += [Row(**row) for row in json.loads(results.read_text())]
+            else:
+                rows.append(Row(version, "all", "-", "the run as a whole", "failed", "it ended without results"))
+    return rows
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m compat", description=__doc__)
+    parser.add_argument("--all", action="store_true", help="all Pythons found; writes the table into compat/README.md")
+    parser.add_argument("--self-test", action="store_true", help="run on broken queues, which must be noticed")
+    parser.add_argument("--suite", action="append", choices=list(SUITES))
+    parser.add_argument("--method", action="append", choices=["fork", "spawn", "forkserver"])
+    parser.add_argument("--table", action="store_true", help="print the table")
+    parser.add_argument("--json", help="write the results there")
+    options = parser.parse_args()
+    suites = options.suite or list(SUITES)
+    methods = options.method or ["fork", "spawn", "forkserver"]
+    if options.self_test:
+        good, lines = self_test()
+        print("\n".join(lines))
+        return 0 if good else 1
+    noticed = True
+    if options.all:
+        chosen = [part for suite in suites for part in ("--suite", suite)]
+        rows = every_python(chosen + [part for method in methods for part in ("--method", method)])
+        noticed, lines = self_test()
+        if not options.suite and not options.method:
+            report.write(rows, lines)
+    else:
+        rows = run_all(suites, methods)
+    if options.json:
+        Path(options.json).write_text(json.dumps([asdict(row) for row in rows]))
+    if options.table:
+        print(report.table(rows))
+    complaints = report.complaints(rows)
+    if complaints and not options.json:
+        print(complaints)
+    print(report.summary(rows))
+    return 0 if rows and noticed and all(row.good for row in rows) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,101 @@
+"""Which of CPython's tests are run, and how our class gets into them."""
+
+from __future__ import annotations
+
+import importlib
+import unittest
+from collections.abc import Iterator
+from types import ModuleType
+
+from . import standins
+
+START_METHODS = ("fork", "spawn", "forkserver")
+SUITES = {
+    "queue": (),
+    "logging": (),
+    "signatures": (),
+    "multiprocessing": START_METHODS,
+    "clients": (),
+    "clients_mp": START_METHODS,
+}
+"""Suite -> the start methods under which it is run; none: it starts no process by multiprocessing."""
+
+
+class NoTestPackage(Exception):
+    """The interpreter came without its own tests."""
+
+
+def the_module(name: str) -> ModuleType:
+    """A module of CPython's `test` package."""
+    try:
+        return importlib.import_module("test." + name)
+    except ImportError as error:
+        raise NoTestPackage(
+            f"this Python has no `test.{name}` ({error}). The `test` package comes with python.org, pyenv and source "
+            f"builds, as libpython3-testsuite on Debian and Ubuntu, and as python3-test on Fedora"
+        ) from error
+
+
+def tests(suite: str) -> Iterator[unittest.TestCase]:
+    """The tests of one suite."""
+    yield from {
+        "queue": _queue,
+        "logging": _logging,
+        "multiprocessing": _multiprocessing,
+        "clients": lambda: _ours("clients"),
+        "clients_mp": lambda: _ours("clients_mp"),
+        "signatures": _signatures,
+    }[suite]()
+
+
+def _all_of(case: type) -> Iterator[unittest.TestCase]:
+    for name in unittest.TestLoader().getTestCaseNames(case):
+        yield case(name)
+
+
+def _queue() -> Iterator[unittest.TestCase]:
+    module = the_module("test_queue")
+    world = {"queue": standins.QUEUE_MODULE, "__module__": module.__name__}
+    for name in ("QueueTest", "FailingQueueTest"):
+        yield from _all_of(type(name, (getattr(module, name), unittest.TestCase), dict(world)))
+
+    def set_up(self: unittest.TestCase) -> None:
+        self.type2test = standins.Queue
+        module.BaseSimpleQueueTest.setUp(self)
+
+    # What queue.SimpleQueue is tested for holds for every FIFO queue: with 50 threads and 10,000 items.
+    body = {**world, "setUp": set_up}
+    yield from _all_of(type("SimpleQueueTest", (module.BaseSimpleQueueTest, unittest.TestCase), body))
+
+
+def _logging() -> Iterator[unittest.TestCase]:
+    standins.patch()  # before the import: the module derives a class from queue.Queue
+    module = the_module("test_logging")
+    yield from _all_of(module.QueueHandlerTest)
+    yield from _all_of(module.QueueListenerTest)
+    for name in unittest.TestLoader().getTestCaseNames(module.ConfigDictTest):
+        if "queue" in name:
+            yield module.ConfigDictTest(name)
+
+
+def _multiprocessing() -> Iterator[unittest.TestCase]:
+    standins.patch()
+    from . import mp
+
+    for case in mp.SUITE:
+        yield from _all_of(case)
+    for case, name in mp.ALONE:
+        yield case(name)
+
+
+def _ours(name: str) -> Iterator[unittest.TestCase]:
+    module = importlib.import_module(f"{__package__}.{name}")
+    for case in vars(module).values():
+        if isinstance(case, type) and issubclass(case, unittest.TestCase) and case.__module__ == module.__name__:
+            yield from _all_of(case)
+
+
+def _signatures() -> Iterator[unittest.TestCase]:
+    from . import signatures
+
+    yield from _all_of(signatures.Signatures)
