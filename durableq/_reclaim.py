@@ -125,6 +125,12 @@ class Reclaimer:
             low += header.size
         if low < high:
             self._spool.cover(low, high, base)
+        # A later punch may end at either of the last block boundaries and take this pad's header with it, while its own pad
+        # is not on the disk yet: what lies behind them must be dead by itself, or a power cut brings it back.
+        last = (high - base & -_os.BLOCK) + base
+        for boundary in (last, last - _os.BLOCK):
+            if boundary > low and high - boundary >= HEADER_SIZE:
+                self._spool.cover(boundary, high, base)
 
     def rewind(self) -> bool:
         """Start at the front of the file again, if the queue is drained and no producer is at work this moment.
