@@ -9,7 +9,7 @@ from contextlib import suppress
 from time import monotonic
 
 from durableq import _os
-from durableq._checkpoint import mark_tail
+from durableq._checkpoint import mark_head, mark_tail
 from durableq._handle import at_head
 from durableq._locks import UNKNOWN
 from durableq._reclaim import BATCH
@@ -41,11 +41,12 @@ class TailEnd(Settler):
     _max_bytes = 0
     _drop_policy = False
 
-    def append(self, bodies: Sequence[bytes], due: int = 0) -> int:
+    def append(self, bodies: Sequence[bytes], due: int = 0, *, may_retry: bool = True) -> int:
         """Append records, all in one write; how many found room: the first ones, so 0 means full.
 
         Each body is what `encode_body` made, `due` the header's due field. When this returns, those items are in the queue
-        and survive the death of every process; when it raises, none of them is. Raises ShutDown, and OSError from the disk.
+        and survive the death of every process; when it raises, none of them is. Raises ShutDown, and OSError from the disk;
+        on a full disk only after (`may_retry`) the space of what is done already was given back and used.
         """
         if self._unfit:
             self._check()
@@ -54,6 +55,7 @@ class TailEnd(Settler):
         words = self._words
         lock = self._tail
         commit = -1
+        refused: OSError | None = None
         code = UNKNOWN
         try:
             code = _mutex_try(lock.address)
@@ -84,18 +86,28 @@ class TailEnd(Settler):
         except BaseException as exc:
             if commit >= 0 and words[T_COMMIT] == commit:
                 self._undo_append()
-            if isinstance(exc, OSError) and exc.filename is None:
-                raise self._spool.disk_error(exc, "the item was not put") from exc
-            raise
+            if not isinstance(exc, OSError) or exc.filename is not None:
+                raise
+            refused = exc
         finally:
             if not code or lock.plain:
                 _mutex_unlock(lock.address)
+        if refused is not None:
+            if may_retry and refused.errno in (errno.ENOSPC, errno.EDQUOT) and self._give_room():
+                return self.append(bodies, due, may_retry=False)
+            raise self._spool.disk_error(refused, "the item was not put") from refused
         # Published first, looked for sleepers second: see `_wakeup`.
         if words[GET_WAITERS]:
             self._wakeup.wake(GET, len(bodies))
         if not self._committer.armed:
             self._committer.wrote()
         return len(bodies)
+
+    @at_head
+    def _give_room(self) -> int:
+        """The disk is full: give back what is dead now, without waiting for a batch of it; how many bytes."""
+        mark_head(self._spool, self._control)
+        return self._reclaimer.punch_floor() + self._reclaimer.sweep(1)
 
     def _write(self, body: bytes, position: int, due: int) -> int:
         head = pack_head(MAGIC, READY, 0, 0, position, due)
