@@ -93,9 +93,12 @@ class TailEnd(Settler):
             if not code or lock.plain:
                 _mutex_unlock(lock.address)
         if refused is not None:
-            if may_retry and refused.errno in (errno.ENOSPC, errno.EDQUOT) and self._give_room():
-                return self.append(bodies, due, may_retry=False)
-            raise self._spool.disk_error(refused, "the item was not put") from refused
+            try:
+                if may_retry and refused.errno in (errno.ENOSPC, errno.EDQUOT) and self._give_room():
+                    return self.append(bodies, due, may_retry=False)
+                raise self._spool.disk_error(refused, "the item was not put") from refused
+            finally:
+                refused = None  # else the exception and this frame keep each other alive, and with them our files
         # Published first, looked for sleepers second: see `_wakeup`.
         if words[GET_WAITERS]:
             self._wakeup.wake(GET, len(bodies))
