@@ -112,7 +112,7 @@ class Owners:
 
     def one_namespace(self) -> bool:
         """Whether all owners are of the pid namespace of this process. Needs no lock."""
-        own = _os.pid_namespace()
+        own = self._words[owner_word(self.slot) + OWNER_NAMESPACE] if self.slot >= 0 else _os.pid_namespace()
         return all(self._words[owner_word(slot) + OWNER_NAMESPACE] == own for slot in self._others())
 
     def describe(self, ledger: Ledger) -> tuple[Owner, ...]:

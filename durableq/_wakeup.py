@@ -37,7 +37,7 @@ JOIN = (JOIN_WAITERS, JOIN_WORD, OWNER_JOIN)
 Condition = tuple[int, int, int]
 
 EVERYBODY = 1 << 30
-RECHECK = 0.05
+RECHECK = 0.1
 """Longest sleep in seconds: bounds how long a lost wake or a holder's death goes unnoticed."""
 
 _MASK = (1 << 32) - 1
