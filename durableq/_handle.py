@@ -185,10 +185,11 @@ class Handle:
     def _join_owners(self, control_fd: int) -> None:
         self._control_fd = control_fd
         self._fd = self._spool.fd
-        self._tail = HotLock(self._control, TAIL_MUTEX, T_STATE, self.path)
-        self._head = HotLock(self._control, HEAD_MUTEX, H_STATE, self.path)
-        self._wakeup = Wakeup(self._control)
         self._owners = Owners(self._control, control_fd, self.path)
+        plain = self._owners.one_namespace
+        self._tail = HotLock(self._control, TAIL_MUTEX, T_STATE, self.path, plain)
+        self._head = HotLock(self._control, HEAD_MUTEX, H_STATE, self.path, plain)
+        self._wakeup = Wakeup(self._control)
         self._reclaimer = Reclaimer(self._spool, self._control, self._ledger, self._tail)
         self._tail_calm = self._calm = -1
         self._base = self._head_base = 0
@@ -200,8 +201,7 @@ class Handle:
         self._back_at = 0
         self._odd_reader: Reader | None = None
         self._look_at = 0.0
-        self._sync_lock = HotLock(self._control, SYNC_MUTEX, SYNC_STATE, self.path)
-        self._note_namespaces()
+        self._sync_lock = HotLock(self._control, SYNC_MUTEX, SYNC_STATE, self.path, plain)
         self._claim()
         self._own_code = owner_code(self._owners.slot)
         self._lent_word = owner_word(self._owners.slot) + OWNER_LENT
@@ -216,9 +216,6 @@ class Handle:
         self._pay_syncs()
         _os.advise_stream(self._spool.fd)
         _close_at_exit()
-
-    def _note_namespaces(self) -> None:
-        self._tail.plain = self._head.plain = self._sync_lock.plain = self._owners.one_namespace()
 
     def _pay_syncs(self) -> None:
         if self._owners.owes_sync:
@@ -344,7 +341,6 @@ class Handle:
     def _look(self) -> bool:
         self._look_at = time.monotonic() + RECHECK
         self._spool.check_replaced()
-        self._note_namespaces()
         if not self._owners.someone_died():
             return False
         returned = self._reap()

@@ -110,7 +110,7 @@ class HeadEnd(Handle):
                 self._sort_out(box, READY_BYTE)
             raise
         finally:
-            if not code or self._head.plain:
+            if not code or self._head.plain():
                 _mutex_unlock(self._head.address)
         if done:
             self._is_done(len(box))

@@ -15,7 +15,7 @@ was left half done. The three busiest paths take it in line, in this form and no
         words[lock.state] |= BUSY
         raise
     finally:
-        if not code or lock.plain:
+        if not code or lock.plain():
             mutex_unlock(lock.address)
 
 A holder that dies or is interrupted leaves BUSY in the state word of its lock (T_STATE, H_STATE): the next one knows that a
@@ -59,11 +59,11 @@ _OWNER_DIED = 1 << 30 | 1 << 62
 class HotLock:
     """One of the two mutexes in the control file."""
 
-    def __init__(self, control: Control, mutex: int, state: int, path: str) -> None:
+    def __init__(self, control: Control, mutex: int, state: int, path: str, plain: Callable[[], bool]) -> None:
+        """`plain` tells whether all owners are of this pid namespace, so that thread ids tell them apart."""
         self.address = control.address + mutex
         self.state = state
-        self.plain = False
-        """Whether all owners are of this pid namespace, so that thread ids tell them apart. Whoever opens says so."""
+        self.plain = plain
         self._words = control.words
         self._word = mutex >> 3
         self._path = path
@@ -112,7 +112,7 @@ class HotLock:
             self._words[self.state] |= BUSY
             raise
         finally:
-            if not code or self.plain:
+            if not code or self.plain():
                 _os.mutex_unlock(self.address)
 
     def hold_if_free(self, work: Callable[[], T]) -> T | None:
@@ -128,7 +128,7 @@ class HotLock:
             self._words[self.state] |= BUSY
             raise
         finally:
-            if not code or (code == UNKNOWN and self.plain):
+            if not code or (code == UNKNOWN and self.plain()):
                 _os.mutex_unlock(self.address)
 
 

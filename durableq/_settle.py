@@ -45,7 +45,7 @@ class Settler(HeadEnd):
             words[H_STATE] |= BUSY
             raise
         finally:
-            if not code or lock.plain:
+            if not code or lock.plain():
                 _mutex_unlock(lock.address)
         self._is_done()
         return True

@@ -90,7 +90,7 @@ class TailEnd(Settler):
                 raise
             refused = exc
         finally:
-            if not code or lock.plain:
+            if not code or lock.plain():
                 _mutex_unlock(lock.address)
         if refused is not None:
             try:
