@@ -54,6 +54,15 @@ def log_some(q: Any, who: int) -> None:
         logger.info("%d says %d", who, number)
 
 
+def log_everything(q: Any) -> None:
+    """Log with the root logger at DEBUG, where the messages of libraries go too, those that durableq uses among them."""
+    root = logging.getLogger()
+    root.handlers[:] = [logging.handlers.QueueHandler(q)]
+    root.setLevel(logging.DEBUG)
+    for number in range(50):
+        logging.info("everything %d", number)
+
+
 def log_and_die(q: Any) -> None:
     """Log one record and be gone before anybody could flush anything."""
     log_some(q, 7)
@@ -174,6 +183,12 @@ class ProcessLogging(ProcessCase):
         for who in range(3):
             theirs = [message for message in handler.messages if message.startswith(f"{who} ")]
             self.assertEqual(theirs, [f"{who} says {number}" for number in range(500)])
+
+    def test_a_root_logger_at_debug_logs_through_the_queue(self) -> None:
+        q = self.joinable()
+        self.ended(self.start(log_everything, q))
+        messages = [q.get(timeout=PATIENCE).getMessage() for _ in range(q.qsize())]
+        self.assertEqual(messages, [f"everything {number}" for number in range(50)])
 
     def test_what_a_worker_logged_before_it_was_killed_arrives(self) -> None:
         q = self.anonymous()
