@@ -5,15 +5,20 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
 from multiprocessing.util import Finalize
 from typing import Any
 
 from durableq._queue import DurableQueue
+from durableq.errors import ClosedError
+
+
+class _ClosedOSError(ClosedError, OSError):
+    """What `empty` of multiprocessing's closed queues raises is an OSError."""
 
 
 class _DropIn(DurableQueue):
     _ack: str
+    _used = False
 
     def __init__(self, maxsize: int = 0, *, path: str | os.PathLike[str] | None = None, **options: Any) -> None:
         options.setdefault("ack", self._ack)
@@ -31,11 +36,18 @@ class _DropIn(DurableQueue):
         self, obj: Any, block: bool = True, timeout: float | None = None, *, delay: float = 0
     ) -> None:
         """As `DurableQueue.put`."""
+        self._used = True
         super().put(obj, block, timeout, delay=delay)
 
     def put_nowait(self, obj: Any) -> None:
         """As `put(obj, False)`."""
         super().put(obj, False)
+
+    def empty(self) -> bool:
+        """As `DurableQueue.empty`. On a closed handle as `multiprocessing.Queue`: OSError, but True if nothing was ever put."""
+        if self.closed and self._used:
+            raise _ClosedOSError(f"{self.path}: the queue is closed; open it again to go on")
+        return self.closed or super().empty()
 
     def close(self) -> None:
         """Close this handle, as `DurableQueue.close`; the files of an anonymous queue go when its creator does this."""
@@ -54,18 +66,14 @@ class Queue(_DropIn):
 
     _ack = "get"
 
-    @property
-    def task_done(self) -> Callable[[], None]:
-        """Not there, as in `multiprocessing.Queue`, unless the queue was made with `ack="task_done"`.
+    def task_done(self) -> None:
+        """Nothing to do: `get()` made the item done. Unless the queue was made with `ack="task_done"`.
 
-        `logging.handlers.QueueListener` and others call it on every queue that has it.
+        It is there, and does not raise, because the listener of `logging` calls it on every queue that has it, and the
+        configuration of `logging` takes no queue without it.
         """
-        if self._done:
-            raise AttributeError(f"{type(self).__name__!r} object has no attribute 'task_done': get() made the item done")
-        return super().task_done
-
-    def __dir__(self) -> list[str]:
-        return [name for name in super().__dir__() if name != "task_done" or not self._done]
+        if not self._done:
+            super().task_done()
 
 
 class JoinableQueue(_DropIn):
@@ -92,7 +100,12 @@ class SimpleQueue:
         self._queue.put(obj)
 
     def empty(self) -> bool:
-        """Whether nothing waits. By the time it returns another process may have changed that."""
+        """Whether nothing waits. By the time it returns another process may have changed that.
+
+        Raises OSError on a closed handle, as `multiprocessing.SimpleQueue`.
+        """
+        if self._queue.closed:
+            raise _ClosedOSError(f"{self._queue.path}: the queue is closed; open it again to go on")
         return self._queue.empty()
 
     def close(self) -> None:

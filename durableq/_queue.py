@@ -170,6 +170,16 @@ class DurableQueue(ItemReader):
         return 0 < self.maxsize <= waiting
 
     @property
+    def unfinished_tasks(self) -> int:
+        """How many items `join` waits for: waiting or lent, of all processes."""
+        return self._store.unfinished()
+
+    @property
+    def is_shutdown(self) -> bool:
+        """Whether `shutdown` was called, by whatever process."""
+        return self._store.is_shutdown()
+
+    @property
     def maxsize(self) -> int:
         """Most items that may wait, for all handles; 0: no bound. Can be assigned."""
         return self._store.maxsize

@@ -274,6 +274,16 @@ class Store(TailEnd):
         self._owners.reap(self._ledger)
         self._leave_head()
 
+    def unfinished(self) -> int:
+        """Items that `join` waits for."""
+        self._check()
+        return self._control.unfinished()
+
+    def is_shutdown(self) -> bool:
+        """Whether the queue was shut down."""
+        self._check()
+        return self._words[SHUTDOWN] > 0
+
     def dead_letters(self) -> int:
         """Dead letters that nobody has."""
         self._check()
