@@ -122,7 +122,8 @@ class Committer:
         """Stop the thread; whoever closes syncs what is left."""
         self._stop.set()
         self._wanted.set()
-        thread, self._thread = self._thread, None
+        with self._guard:  # another thread's first put may be about to start it
+            thread, self._thread = self._thread, None
         if thread is not None and thread is not threading.current_thread():
             thread.join()
 

@@ -94,7 +94,7 @@ class TailEnd(Settler):
                 _mutex_unlock(lock.address)
         if refused is not None:
             try:
-                if may_retry and refused.errno in (errno.ENOSPC, errno.EDQUOT) and self._give_room():
+                if may_retry and refused.errno in (errno.ENOSPC, errno.EDQUOT) and self._found_room():
                     return self.append(bodies, due, may_retry=False)
                 raise self._spool.disk_error(refused, "the item was not put") from refused
             finally:
@@ -105,6 +105,12 @@ class TailEnd(Settler):
         if not self._committer.armed:
             self._committer.wrote()
         return len(bodies)
+
+    def _found_room(self) -> bool:
+        try:
+            return self._give_room() > 0
+        except OSError:  # a disk so full or so sick that not even this works: the first error is the one to tell
+            return False
 
     @at_head
     def _give_room(self) -> int:
