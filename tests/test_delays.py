@@ -39,7 +39,7 @@ def test_a_delayed_item_counts_towards_maxsize(open_queue):
 
 
 def test_items_come_in_the_order_in_which_they_fall_due(q):
-    q.put("second", delay=0.4)
+    q.put("second", delay=3)  # far apart: once both are due, the older one comes first
     q.put("first", delay=0.2)
     assert [q.get(timeout=PATIENCE), q.get(timeout=PATIENCE)] == ["first", "second"]
 
