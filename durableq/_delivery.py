@@ -33,6 +33,14 @@ class Delivery:
         self.enqueued_at: float = taken[4] / 1e6
         """Unix time of the put."""
 
+    @property
+    def id(self) -> str:
+        """Names the item for good: the same each time it is delivered, in every process, and no other item's.
+
+        Of this spool; a consumer behind the queue can tell by it that it has seen an item before.
+        """
+        return f"{self._store._salt:08x}-{self._position:x}"
+
     def ack(self) -> None:
         """The item is done."""
         self._settle(self._store.ack, "ack")

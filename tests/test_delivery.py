@@ -214,3 +214,14 @@ def test_deliveries_may_be_settled_in_any_order(q, open_queue):
 
 def test_a_stale_delivery_error_is_a_value_error():
     assert issubclass(StaleDeliveryError, ValueError)
+
+
+def test_an_item_keeps_its_id_from_delivery_to_delivery_and_over_a_reopening(open_queue, q):
+    q.put_many(["a", "b"])
+    first, second = q.reserve_many(2)
+    ids = first.id, second.id
+    assert ids[0] != ids[1]
+    first.nack()
+    q.close()
+    again = open_queue()
+    assert [d.id for d in again.reserve_many(2)] == [ids[0], ids[1]]
