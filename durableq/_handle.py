@@ -274,6 +274,7 @@ class Handle:
             self._words[SHUTDOWN] = 0
             self._control.settle_tail_state()
             if sound:
+                self._reclaimer.cut_tail()
                 self._mark_closed()
         self._leave_head()
         # What comes after us into the locks in another thread finds another epoch and looks, before it touches a
@@ -402,8 +403,7 @@ class Handle:
         if self._words[T_STATE] & BUSY:
             # Cut off what was written and not published: a batch that the next put covers in part would otherwise be
             # found, in part, by the next boot.
-            with suppress(OSError):
-                _os.ftruncate(self._fd, self._control.tail()[0] - self._words[BASE])
+            self._reclaimer.cut_tail()
         self._base = self._words[BASE]
         self._tail_calm = self._control.settle_tail_state()
 

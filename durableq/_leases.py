@@ -35,9 +35,11 @@ from durableq import _os
 from durableq._record import DEAD as STATE_DEAD
 from durableq._record import DONE
 from durableq._state import (
+    BUSY,
     DEAD,
     DELAYED,
     EPOCH,
+    H_STATE,
     LEDGER_OFFSET,
     LIVE,
     LIVE_BYTES,
@@ -45,6 +47,7 @@ from durableq._state import (
     NEXT_DUE,
     REGION,
     RETURNED,
+    SPECIAL,
     Control,
 )
 
@@ -471,7 +474,9 @@ class Ledger:
         self._words[REGION] = place | log2  # from here on the new region is the ledger
         self.detach()
         self.__dict__.update(fresh.__dict__)
-        self._words[EPOCH] += 2  # the others map it anew; after a kill before this line the recount does it
+        words = self._words
+        words[EPOCH] += 2  # the others map it anew; after a kill before this line the recount does it
+        words[H_STATE] = words[EPOCH] << 2 | SPECIAL | words[H_STATE] & BUSY  # whoever has the head next looks closer
         _os.punch(self._fd, offset, old_size)
 
     def _copy(self, source: Ledger, a: int, b: int, end: int) -> int:
