@@ -13,7 +13,7 @@ from durableq._checkpoint import mark_head, mark_tail
 from durableq._handle import at_head
 from durableq._locks import UNKNOWN
 from durableq._reclaim import BATCH
-from durableq._record import MAGIC, READY, pack_head
+from durableq._record import HEAD_SIZE, MAGIC, READY, pack_head
 from durableq._settle import Settler
 from durableq._state import (
     GET_WAITERS,
@@ -32,7 +32,6 @@ from durableq._wakeup import GET
 from durableq.errors import ShutDown
 
 _mutex_try, _mutex_unlock = _os.mutex_try, _os.mutex_unlock
-_HEAD = 24  # bytes at the front of a record that depend on its position; its body is the rest
 _LARGE = 64 << 10  # from here on copying a body costs more than a second element in a vector
 AHEAD = 64 << 10
 """Bytes that are written ahead of the tail, as zeros: a new page costs a small write several times what the write costs, and
@@ -107,9 +106,13 @@ class TailEnd(Settler):
         # Published first, looked for sleepers second: see `_wakeup`.
         if words[GET_WAITERS]:
             self._wakeup.wake(GET, len(bodies))
+        self.wrote()
+        return len(bodies)
+
+    def wrote(self) -> None:
+        """Something was appended: make it durable by the policy."""
         if not self._committer.armed:
             self._committer.wrote()
-        return len(bodies)
 
     def _found_room(self) -> bool:
         try:
@@ -129,7 +132,7 @@ class TailEnd(Settler):
             written = _os.pwrite(self._fd, head + body, position - self._base)
         else:
             written = _os.pwritev(self._fd, (head, body), position - self._base)
-        if written != _HEAD + len(body):
+        if written != HEAD_SIZE + len(body):
             _full()
         return written
 
@@ -145,7 +148,7 @@ class TailEnd(Settler):
         for body in bodies:
             parts.append(pack_head(MAGIC, READY, 0, 0, end, 0))
             parts.append(body)
-            end += _HEAD + len(body)
+            end += HEAD_SIZE + len(body)
         if _os.pwrite(self._fd, b"".join(parts), position - self._base) != end - position:
             _full()
         return end - position
@@ -165,10 +168,10 @@ class TailEnd(Settler):
             limit = min(limit, max(0, words[MAXSIZE] - self._control.waiting()))
         if self._max_bytes:
             if self._drop_policy and limit:
-                self._drop_oldest(sum(_HEAD + len(body) for body in bodies[:limit]))
+                self._drop_oldest(sum(HEAD_SIZE + len(body) for body in bodies[:limit]))
             room = self._max_bytes - self.live_bytes()
             for n, body in enumerate(bodies[:limit]):
-                room -= _HEAD + len(body)
+                room -= HEAD_SIZE + len(body)
                 if room < 0:
                     limit = n
                     break

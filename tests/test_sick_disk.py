@@ -12,6 +12,8 @@ from durableq import DurableQueue, PoisonedError, _os
 from durableq._record import record_size
 from durableq._spool import SUPERBLOCK
 
+pytestmark = pytest.mark.usefixtures("in_python")
+
 
 @pytest.fixture
 def failing(monkeypatch):
