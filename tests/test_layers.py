@@ -28,7 +28,7 @@ LAYERS = [
     ["_serializers", "_unacked", "_delivery"],
     ["_reader"],
     ["_queue"],
-    ["_dropin"],
+    ["_dropin", "failures"],
     ["_check"],
     ["__init__"],
     ["_picture"],
