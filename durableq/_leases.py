@@ -70,6 +70,7 @@ _Finder = Callable[[bytes], Iterator[re.Match[bytes]]]
 _live_runs: _Finder = re.compile(rb"[^\0]+").finditer
 _dead_runs: _Finder = re.compile(rb"\0+").finditer
 _first_live = re.compile(rb"[^\0]").search
+_letters: _Finder = re.compile(rb"\x7d\xff|[\x01-\x78][\xc0-\xdf]").finditer  # dead letters that nobody has, or somebody
 
 
 def owner_code(slot: int) -> int:
@@ -303,6 +304,10 @@ class Ledger:
         at = self._owners_at
         found = self._map.find(_packed(code), at + 2 * start, at + 2 * self._meta[END])
         return found - at >> 1 if found >= 0 else -1
+
+    def letters(self) -> list[int]:
+        """The positions of all dead letters, also of those that somebody has."""
+        return [self.position[match.start() // 2] for match in _letters(self.codes())]
 
     def codes(self) -> bytes:
         """The owner column as it is now."""

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from types import TracebackType
 from typing import Any
 
+from durableq._delivery import Peeked
 from durableq._head import Taken
 from durableq._leases import DEAD_CODE
 from durableq._reader import ItemReader, _ThisThread
@@ -234,6 +235,21 @@ class DurableQueue(ItemReader):
         """Counts, bytes and owners of the queue at this moment."""
         return self._store.stats()
 
+    def peek_lent(self, n: int = 1) -> list[Peeked]:
+        """What the processes that have the queue open hold un-acked: up to `n` items of each, oldest first."""
+        self._store.reap()
+        return [self._peeked(taken, pid) for pid, taken in self._store.peek_lent(n)]
+
+    @property
+    def max_deliveries(self) -> int | None:
+        """After so many deliveries without success an item goes to the dead letters; None: never."""
+        return self._store.options.max_deliveries or None
+
+    @property
+    def lease(self) -> float | None:
+        """Seconds after which a lent item returns although its holder lives; None: only when the holder is gone."""
+        return self._store.options.lease_ms / 1000 or None
+
     def sync(self) -> None:
         """Return once everything put or done before this call is on the disk, whatever the `sync` option."""
         self._store.sync()
@@ -294,6 +310,10 @@ class DeadLetters(ItemReader):
         self._codec = queue._codec
         self._done = queue._done
         self._this_thread = queue._this_thread
+
+    def ids(self) -> set[str]:
+        """The ids of all dead letters, as `Delivery.id` has them; also of those that somebody has taken and not acked."""
+        return {self._store.name(position) for position in self._store.letters()}
 
     def qsize(self) -> int:
         """How many dead letters there are that nobody has."""

@@ -9,9 +9,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
-from durableq._delivery import Delivery
+from durableq._delivery import Delivery, Peeked
 from durableq._head import Taken
-from durableq._leases import RESERVED
+from durableq._leases import MAX_COUNT, RESERVED
 from durableq._serializers import Codec
 from durableq._store import Store
 from durableq._unacked import Unacked
@@ -126,6 +126,18 @@ class ItemReader(ABC):
     def peek(self, n: int = 1) -> list[Any]:
         """Up to `n` items that would be taken next, oldest first, without taking them."""
         return [self._codec.decode(tag, data, self._store.path, at) for at, _, _, tag, _, data in self._peek(n)]
+
+    def peek_deliveries(self, n: int = 1) -> list[Peeked]:
+        """As `peek`, with each item's id and how often it was delivered; what cannot be decoded is told, not raised."""
+        return [self._peeked(taken) for taken in self._peek(n)]
+
+    def _peeked(self, taken: Taken, pid: int | None = None) -> Peeked:
+        position, _, count, tag, enqueued, payload = taken
+        try:
+            item = self._codec.decode(tag, payload, self._store.path, position)
+        except DecodeError as error:
+            item = error
+        return Peeked(self._store.name(position), item, count & MAX_COUNT, enqueued / 1e6, pid)
 
     def empty(self) -> bool:
         """Whether nothing waits. By the time it returns another process may have changed that."""

@@ -333,6 +333,29 @@ class Store(TailEnd):
                     if len(found) == n:
                         break
 
+    @at_head
+    def peek_lent(self, n: int) -> list[tuple[int, Taken]]:
+        """What everybody has taken, with the pid of who has it: up to `n` items each, oldest first."""
+        found: list[tuple[int, Taken]] = []
+        reader = Reader(self._fd, self._salt, self._head_base)
+        for pid, code in self._owners.holders():
+            theirs: list[Taken] = []
+            i = self._ledger.search(code)
+            while i >= 0 and len(theirs) < n:
+                self._show(reader, reader.header(self._ledger.position[i]), self._ledger.count[i], theirs)
+                i = self._ledger.search(code, i + 1)
+            found.extend((pid, taken) for taken in theirs)
+        return found
+
+    @at_head
+    def letters(self) -> list[int]:
+        """The positions of all dead letters, also of those that somebody has."""
+        return self._ledger.letters()
+
+    def name(self, position: int) -> str:
+        """Names an item for good: see `Delivery.id`."""
+        return f"{self._salt:08x}-{position:x}"
+
     @staticmethod
     def _show(reader: Reader, header: Header | None, count: int, found: list[Taken]) -> None:
         payload = reader.payload(header) if header else None
