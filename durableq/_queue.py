@@ -173,7 +173,7 @@ class DurableQueue(ItemReader):
             if not appended:
                 if deadline.left() <= 0:
                     raise Full(f"{before + done} items were put") if before + done else Full
-                self._store.wait_for_room(deadline)
+                self._store.wait_for_room(bodies[done], deadline)
 
     # -- the rest of the standard library's methods --------------------------------------------------------------------
 
