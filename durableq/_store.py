@@ -27,7 +27,7 @@ from durableq._head import Taken
 from durableq._leases import DEAD_CODE, DELAYED_CODE, RETURNED_CODE
 from durableq._locks import under_cold_lock
 from durableq._owner import Owner
-from durableq._record import DONE_BYTE, READY, Header, decode_due
+from durableq._record import DONE_BYTE, HEAD_SIZE, READY, Header, decode_due
 from durableq._recovery import Reader
 from durableq._spool import Options
 from durableq._state import (
@@ -49,7 +49,7 @@ from durableq._state import (
     SHUTDOWN,
     T_COMMIT,
 )
-from durableq._tail import _HEAD, TailEnd
+from durableq._tail import TailEnd
 from durableq._wakeup import GET, JOIN, PUT, RECHECK, Condition, Deadline
 
 _SPINS = 300
@@ -133,7 +133,7 @@ class Store(TailEnd):
             return True
         if words[MAXSIZE] and self._control.waiting() >= words[MAXSIZE]:
             return False
-        if not self._max_bytes or self.live_bytes() + _HEAD + len(body) <= self._max_bytes:
+        if not self._max_bytes or self.live_bytes() + HEAD_SIZE + len(body) <= self._max_bytes:
             return True
         return self._drop_policy and self.may_take()
 
