@@ -18,6 +18,7 @@ LAYERS = [
     ["_spool"],
     ["_checkpoint"],
     ["_locks", "_leases"],
+    ["_runs"],
     ["_owner", "_wakeup", "_commit", "_scan"],
     ["_reclaim", "_recovery"],
     ["_fast"],
