@@ -26,7 +26,16 @@ def environment(directory: Path) -> str:
     directory = directory.resolve()
     around = [part for part in psutil.disk_partitions(all=True) if directory.is_relative_to(part.mountpoint)]
     kind = max(around, key=lambda part: len(part.mountpoint)).fstype if around else "unknown file system"
-    return f"{os.cpu_count()} CPUs, Linux {platform.release()}, Python {platform.python_version()}, {kind} on {directory}"
+    return f"{_processors()}, Linux {platform.release()}, Python {platform.python_version()}, {kind} on {directory}"
+
+
+def _processors() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{os.cpu_count()} CPUs" + (f" ({models[0]})" if models else "")
 
 
 class Failed(Exception):

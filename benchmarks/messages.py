@@ -26,20 +26,25 @@ def _body(size: int, which: int) -> bytes:
     return random.Random(which).randbytes(size - _HEAD)
 
 
+def message(producer: int, number: int, size: int) -> bytes:
+    """One message."""
+    return b"%08x%08x" % (producer, number) + _body(size, number % _BODIES)
+
+
 def make(producer: int, count: int, size: int) -> list[bytes]:
     """The messages of one producer."""
-    return [b"%08x%08x" % (producer, n) + _body(size, n % _BODIES) for n in range(count)]
+    return [message(producer, number, size) for number in range(count)]
 
 
-def head(message: object, size: int) -> bytes:
+def head(arrived: object, size: int) -> bytes:
     """What tells a message from all others, or DAMAGED."""
-    if not isinstance(message, bytes) or len(message) != size:
+    if not isinstance(arrived, bytes) or len(arrived) != size:
         return DAMAGED
     try:
-        number = int(message[8:_HEAD], 16)
+        number = int(arrived[8:_HEAD], 16)
     except ValueError:
         return DAMAGED
-    return message[:_HEAD] if message.endswith(_body(size, number % _BODIES)) else DAMAGED
+    return arrived[:_HEAD] if arrived.endswith(_body(size, number % _BODIES)) else DAMAGED
 
 
 def verdict(heads: Iterable[bytes], producers: int, count: int) -> str:

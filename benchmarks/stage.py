@@ -1,7 +1,7 @@
 """One run of one peer: processes that start together, timed, their CPU counted, and an end to those that hang.
 
-What a process does is written as a generator, a *role*: up to its first `yield` it gets ready, from there to the second it works
-and is timed, and what it returns after that is its result. All processes of a run start their work at one moment.
+What a process does is written as a generator, a *role*: up to its first `yield` it gets ready, from there to the second it
+works and is timed, and what it returns after that is its result. All processes of a run start their work at one moment.
 """
 
 from __future__ import annotations
@@ -14,9 +14,11 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.synchronize import Barrier
 from typing import Any
 
+import psutil
+
 from benchmarks.common import Failed
 from benchmarks.peers import Peer
-from benchmarks.peers.standard import FORK
+from benchmarks.peers.memory import FORK
 
 Role = Callable[[Peer], Generator[None, None, Any]]
 
@@ -47,7 +49,7 @@ def play(peer: Peer, roles: list[Role]) -> Run:
     """Each role in a process of its own. Raises Failed, and leaves no process behind."""
     start = FORK.Barrier(len(roles))
     cast = []
-    served = peer.server_cpu()
+    served = _server_cpu(peer)
     try:
         for role in roles:
             ours, theirs = FORK.Pipe(duplex=False)
@@ -64,7 +66,7 @@ def play(peer: Peer, roles: list[Role]) -> Run:
             process.join()
             pipe.close()
     wall = max(part.end for part in parts) - min(part.begin for part in parts)
-    cpu = sum(part.cpu for part in parts) + peer.server_cpu() - served
+    cpu = sum(part.cpu for part in parts) + _server_cpu(peer) - served
     return Run(wall, cpu, [part.result for part in parts])
 
 
@@ -111,6 +113,14 @@ def _result(acting: Generator[None, None, Any]) -> Any:
     except StopIteration as stop:
         return stop.value
     raise AssertionError("a role yields twice")
+
+
+def _server_cpu(peer: Peer) -> float:
+    server = peer.served_by()
+    if server is None:
+        return 0.0
+    times = psutil.Process(server).cpu_times()
+    return times.user + times.system
 
 
 def _cpu_seconds() -> float:

@@ -1,57 +1,59 @@
-"""The matrix: which pieces of work there are, who does them, and what is measured."""
+"""Kinds of work: what is done in one run, and what is measured of it.
+
+Every run is on a new queue in a directory of its own, and its messages are checked: each has to arrive once, and intact.
+"""
 
 from __future__ import annotations
 
-import itertools
+import json
+import os
+import statistics
+import subprocess
+import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, ClassVar
 
-from benchmarks import messages, roles
-from benchmarks.common import Failed, Figures
-from benchmarks.peers import Peer, own, standard
-from benchmarks.stage import Role, play
+from benchmarks import growth, messages, roles
+from benchmarks.common import Failed, Figures, percentile
+from benchmarks.peers import Peer
+from benchmarks.stage import Role, Run, play
 
 MOST_BYTES = 1 << 30
 """Of messages in one run: they are made before the clock runs, and lie in memory."""
-LEAST, MOST = 100, 1_000_000
+LEAST, MOST = 50, 1_000_000
 """Messages of one producer in one run."""
+_ROOM = 1_000_000
+"""Bytes that a bounded queue has between processes, unless a dozen messages need more."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Work:
-    """One piece of work, and who does it. `cast(count)` are its roles when each producer has `count` messages."""
+    """One piece of work and who does it. A run has `count` messages of each producer."""
 
     group: str
     name: str
-    size: int
     subjects: tuple[type[Peer], ...]
-    cast: Callable[[int], list[Role]]
+    size: int = 100
     producers: int = 1
+
+    key: ClassVar[str] = "rate"  #: the figure by which subjects are compared
+    more_is_better: ClassVar[bool] = True
 
     @property
     def most(self) -> int:
-        """Messages of one producer that a run may have."""
+        """The largest count of a run."""
         return min(MOST, MOST_BYTES // self.size // self.producers)
 
     def run(self, subject: type[Peer], directory: Path, count: int) -> Figures:
-        """One run on a new queue; each producer has `count` messages. Raises Failed."""
-        with tempfile.TemporaryDirectory(prefix="run-", dir=directory) as place:
-            peer = subject(Path(place), 2 * self.size * count * self.producers)
-            try:
-                run = play(peer, self.cast(count))
-            finally:
-                peer.remove()
-        taken = itertools.chain.from_iterable(result for result in run.results if result is not None)
-        wrong = messages.verdict(taken, self.producers, count)
-        if wrong:
-            raise Failed(f"of {count * self.producers} messages: {wrong}")
-        total = count * self.producers
-        return {"rate": total / run.wall, "cpu": run.cpu / total * 1e6, "wall": run.wall}
+        """One run. Raises Failed."""
+        raise NotImplementedError
 
     def count_for(self, subject: type[Peer], directory: Path, seconds: float) -> int:
-        """How many messages of each producer keep this subject busy for so long. The runs to find out are its warm-up."""
+        """The count that keeps a subject busy for so long. The runs to find out are its warm-up. Raises Failed."""
         count = min(LEAST, self.most)
         while True:
             wall = self.run(subject, directory, count)["wall"]
@@ -60,35 +62,143 @@ class Work:
                 return fitting
             count = fitting // 2
 
+    def _check(self, heads: Iterable[bytes], count: int) -> None:
+        wrong = messages.verdict(heads, self.producers, count)
+        if wrong:
+            raise Failed(f"of {count * self.producers} messages: {wrong}")
 
-def passing(
-    group: str, ends: int, size: int, label: str, subjects: tuple[type[Peer], ...], *, done: bool = False
-) -> Work:
-    """So many producers and as many consumers, at the same time."""
-
-    def cast(count: int) -> list[Role]:
-        producers = [roles.producer(number, count, size) for number in range(ends)]
-        return producers + [roles.consumer(size, done=done) for _ in range(ends)]
-
-    return Work(group, f"{ends} to {ends}, {label}", size, subjects, cast, ends)
+    def _costs(self, run: Run, count: int) -> Figures:
+        total = count * self.producers
+        return {"rate": total / run.wall, "cpu": run.cpu / total * 1e6, "wall": run.wall}
 
 
-def hoarding(group: str, name: str, subjects: tuple[type[Peer], ...], *, done: bool = False) -> Work:
-    """One process that puts everything and then takes everything."""
-    return Work(group, name, 100, subjects, lambda count: [roles.hoarder(count, 100, done=done)])
+@contextmanager
+def opened(directory: Path, make: Callable[..., Any], room: int) -> Iterator[tuple[Any, Path]]:
+    """A peer for one run, and the directory that it is alone in."""
+    with tempfile.TemporaryDirectory(prefix="run-", dir=directory) as place:
+        peer = make(Path(place), room)
+        try:
+            yield peer, Path(place)
+        finally:
+            peer.remove()
 
 
-_FIFO = (own.DurableQ, standard.Queue, standard.SimpleQueue)
-_JOINABLE = (own.TaskDone, standard.JoinableQueue)
+@dataclass(frozen=True, eq=False)
+class Passing(Work):
+    """So many producers and as many consumers at the same time; `done`: with acknowledgement."""
 
-WORKS = [
-    *(passing("fifo", ends, size, label, _FIFO) for size, label in ((100, "100 B"), (1024, "1 KiB")) for ends in (1, 4)),
-    *(
-        passing("large", ends, size, label, _FIFO)
-        for size, label in ((1 << 16, "64 KiB"), (1 << 20, "1 MiB"))
-        for ends in (1, 4)
-    ),
-    hoarding("drain", "fill, then drain, 100 B", (own.DurableQ, standard.Queue)),
-    *(passing("joinable", ends, 100, "100 B, task_done", _JOINABLE, done=True) for ends in (1, 4)),
-]
-GROUPS = list(dict.fromkeys(work.group for work in WORKS))
+    done: bool = False
+
+    def run(self, subject: type[Peer], directory: Path, count: int) -> Figures:
+        producers: list[Role] = [roles.producer(number, count, self.size) for number in range(self.producers)]
+        consumers: list[Role] = [roles.consumer(self.size, done=self.done) for _ in range(self.producers)]
+        with opened(directory, subject, max(_ROOM, 12 * self.size)) as (peer, _):
+            run = play(peer, producers + consumers)
+        self._check((head for heads in run.results[self.producers :] for head in heads), count)
+        return self._costs(run, count)
+
+
+@dataclass(frozen=True, eq=False)
+class Hoarding(Work):
+    """One process that puts everything and then takes everything; `done`: with acknowledgement."""
+
+    done: bool = False
+
+    def run(self, subject: type[Peer], directory: Path, count: int) -> Figures:
+        with opened(directory, subject, 2 * self.size * (count + LEAST)) as (peer, _):
+            run = play(peer, [roles.hoarder(count, self.size, done=self.done)])
+        self._check(run.results[0], count)
+        return self._costs(run, count)
+
+
+@dataclass(frozen=True, eq=False)
+class Putting(Work):
+    """Puts of so many producers. What they put is taken, and checked, when the clock has stopped."""
+
+    def run(self, subject: type[Peer], directory: Path, count: int) -> Figures:
+        with opened(directory, subject, _ROOM) as (peer, _):
+            run = play(peer, [roles.producer(number, count, self.size) for number in range(self.producers)])
+            audit = play(peer, [roles.consumer(self.size, stops=self.producers)])
+        self._check(audit.results[0], count)
+        return self._costs(run, count)
+
+
+@dataclass(frozen=True, eq=False)
+class RoundTrip(Work):
+    """There and back between two processes, over two queues, one message at a time."""
+
+    key: ClassVar[str] = "median"
+    more_is_better: ClassVar[bool] = False
+
+    def run(self, subject: type[Peer], directory: Path, count: int) -> Figures:
+        def both(place: Path, room: int) -> Peer:
+            return roles.Both(subject, place, room)
+
+        with opened(directory, both, _ROOM) as (peer, _):
+            run = play(peer, [roles.pinger(count, self.size), roles.echo()])
+        times, heads = run.results[0]
+        self._check(heads, count)
+        figures = self._costs(run, count)
+        return {
+            "median": statistics.median(times) * 1e6,
+            "p99": percentile(times, 0.99) * 1e6,
+            "cpu": figures["cpu"],
+            "wall": run.wall,
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class Keeping(Work):
+    """What a waiting message takes in memory and on disk, and what is left on disk when it has been taken."""
+
+    key: ClassVar[str] = "memory"
+    more_is_better: ClassVar[bool] = False
+
+    @property
+    def most(self) -> int:
+        return 200_000
+
+    def run(self, subject: type[Peer], directory: Path, count: int) -> Figures:
+        with opened(directory, subject, 2 * self.size * (count + LEAST)) as (peer, place):
+            run = play(peer, [roles.keeper(count, self.size, place)])
+        (before, full, drained), heads = run.results[0]
+        self._check(heads, count)
+        return {
+            "memory": (full[0] - before[0]) / count,
+            "disk": full[1] / count,
+            "left": drained[1] / (1 << 20),
+            "wall": run.wall,
+        }
+
+
+class Waiting(Peer):
+    name = "durableq, 2 million wait"
+    scenario = "waiting"
+
+
+class Nothing(Peer):
+    name = "durableq, nothing waits"
+    scenario = "empty"
+
+
+@dataclass(frozen=True, eq=False)
+class Backlog(Work):
+    """What put, get and task_done take behind a backlog, in ratio to an empty queue beside it; see `benchmarks.growth`."""
+
+    key: ClassVar[str] = "slowest"
+    more_is_better: ClassVar[bool] = False
+
+    def count_for(self, subject: type[Peer], directory: Path, seconds: float) -> int:
+        return 2_000_000
+
+    def run(self, subject: type[Peer], directory: Path, count: int) -> Figures:
+        with tempfile.TemporaryDirectory(prefix="run-", dir=directory) as place:
+            command = [sys.executable, growth.__file__, "--measure", subject.scenario, "--dir", place, "--rounds", "5"]
+            command += ["--scale", str(count / growth.MILLION / 5)]  # that scenario has 5 million at full scale
+            search = os.pathsep.join(path or os.curdir for path in sys.path)  # what is measured here is measured there
+            done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": search})
+        if done.returncode:
+            raise Failed((done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1])
+        found = growth.Found(**json.loads(done.stdout))
+        ratios = {name: found.costs["grown"][name] / found.costs["empty"][name] for name in growth.OPERATIONS}
+        return {**ratios, "slowest": max(ratios.values()), "resident": found.resident / 1e6}

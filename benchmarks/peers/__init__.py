@@ -11,17 +11,23 @@ between it and the clock.
 from __future__ import annotations
 
 import importlib.util
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+POLL = 0.0005
+"""Seconds between two looks of a consumer whose queue cannot wake it: generous, their own workers look far less often."""
+
 
 class Peer:
-    """One queue; see the module. `place` is a directory of its own, `room` the bytes that may wait in a bounded one."""
+    """One queue; see the module. `place` is a directory of its own, `room` the bytes that may wait where there is a bound."""
 
     name = ""
-    module: str | None = None  #: what has to be importable
-    remedy = ""  #: the command that brings it
+    module = ""  #: what has to be importable
+    program = ""  #: what has to be on the PATH
+    remedy = ""  #: the command that brings them
+    batch = 0  #: so many are put and taken by one call; 0: one by one
 
     put: Callable[[bytes], Any]
     get: Callable[[], bytes]
@@ -35,7 +41,9 @@ class Peer:
     @classmethod
     def missing(cls) -> str:
         """The command that installs it if it is not there, else nothing."""
-        return cls.remedy if cls.module and importlib.util.find_spec(cls.module) is None else ""
+        lacks_module = cls.module and importlib.util.find_spec(cls.module) is None
+        lacks_program = cls.program and shutil.which(cls.program) is None
+        return cls.remedy if lacks_module or lacks_program else ""
 
     def connect(self) -> None:
         """In a process that will use it, before the clock runs."""
@@ -46,6 +54,6 @@ class Peer:
     def remove(self) -> None:
         """In the parent, at the end of the run; the directory goes after that."""
 
-    def server_cpu(self) -> float:
-        """CPU seconds so far of the processes that serve it, other than those that use it."""
-        return 0.0
+    def served_by(self) -> int | None:
+        """The process that serves it, if there is one beside those that use it."""
+        return None

@@ -1,29 +1,50 @@
-"""durableq, as its users would open it: all other options are the default ones."""
+"""durableq, as its users would open it: what is not named here are its default options."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import durableq
 from benchmarks.peers import Peer
 
 
-class DurableQ(Peer):
-    """`durableq.Queue(path=...)`: an item is done when it is taken."""
+class Queue(Peer):
+    """As `durableq.Queue(path=...)`: an item is done when it is taken."""
 
     name = "durableq"
-    options: dict[str, Any] = {"ack": "get"}  # noqa: RUF012
+    options: ClassVar[dict[str, Any]] = {"ack": "get"}
 
     def __init__(self, place: Path, room: int) -> None:
         self.queue = queue = durableq.DurableQueue(place / "q.dq", **self.options)
         self.put, self.get, self.done = queue.put, queue.get, queue.task_done
         self.put_many, self.get_many = queue.put_many, queue.get_many
-        self.close = self.remove = queue.close
+
+    def close(self) -> None:
+        self.queue.close()
+
+    remove = close
 
 
-class TaskDone(DurableQ):
-    """`durableq.DurableQueue(path)`: lent until `task_done`."""
+class Unsynced(Queue):
+    name = "durableq, sync=None"
+    options: ClassVar[dict[str, Any]] = {"ack": "get", "sync": None}
+
+
+class Batches(Queue):
+    name = "durableq, batches"
+    batch = 100
+
+
+class Acknowledged(Queue):
+    """As `durableq.DurableQueue(path)`: lent until `task_done`."""
 
     name = "durableq, task_done"
-    options = {}  # noqa: RUF012
+    options: ClassVar[dict[str, Any]] = {}
+
+
+class Durable(Queue):
+    """Each put returns when the disk has it."""
+
+    name = "durableq, sync=0"
+    options: ClassVar[dict[str, Any]] = {"sync": 0}
