@@ -40,10 +40,10 @@ ACK = Hoarding("ack", "fill, then drain with ack, 100 B", (own.Acknowledged, *_D
 ACK_ONE = Passing("ack", "1 to 1 with ack, 100 B", (own.Acknowledged, *_SHARED), done=True)
 PUT_ONE = Putting("durable", "durable puts, 1 producer, 100 B", _SYNCED)
 PUT_EIGHT = Putting("durable", "durable puts, 8 producers, 100 B", _SYNCED, producers=8)
-BACKLOG = Backlog("backlog", "behind a backlog, as a ratio to an empty queue", (Waiting, Nothing))
+BACKLOG = Backlog("backlog", "behind a backlog, ratio to an empty queue", (Waiting, Nothing))
 SPACE = Keeping(
     "space",
-    "space of waiting messages, 100 B",
+    "space of what waits, 100 B",
     (own.Queue, memory.Queue, sqlite.LiteQueue, sqlite.DiskCache, redis.RedisEverysec),
 )
 
@@ -97,7 +97,7 @@ TARGETS = (
     Target(BATCHES_DRAIN, "messages/s", (own.Queue,), 3.0, ours=own.Batches),
     Target(ACK, "messages/s", _DURABLE, 5.0, ours=own.Acknowledged),
     Target(ACK_ONE, "messages/s", _SHARED, 5.0, ours=own.Acknowledged),
-    Target(PUT_EIGHT, "puts/s, SQLite with synchronous=FULL", _FULL, 3.0, ours=own.Durable),
+    Target(PUT_EIGHT, "puts/s", _FULL, 3.0, ours=own.Durable),
     Target(PUT_EIGHT, "puts/s", (redis.RedisAlways,), 1.0, ours=own.Durable),
     Target(BACKLOG, "time of put, get or task_done", (Nothing,), 1.15, "slowest", ours=Waiting, at_most=True),
     Target(BACKLOG, "resident memory", (Nothing,), 1.05, "resident", ours=Waiting, at_most=True),

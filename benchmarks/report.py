@@ -23,9 +23,10 @@ COLUMNS = {
     "get": ("get", ".2f"),
     "task_done": ("task_done", ".2f"),
     "resident": ("MB resident", ",.1f"),
-    "memory": ("B in memory", ",.0f"),
-    "disk": ("B on disk", ",.0f"),
-    "left": ("MiB left on disk", ",.1f"),
+    "waiting": ("waiting", ",.0f"),
+    "memory": ("MiB in memory", ",.1f"),
+    "disk": ("MiB on disk", ",.1f"),
+    "left": ("MiB then left", ",.1f"),
     "cpu": ("CPU s/million", ",.2f"),
 }
 """The figures that are shown: title and format."""
@@ -109,7 +110,7 @@ def summary(verdicts: Iterable[Verdict]) -> list[str]:
 def markdown(heading: str, results: Iterable[Result], verdicts: Iterable[Verdict]) -> str:
     """Both tables for the README."""
     rows = [heading, "", "| work | wanted | measured | |", "|---|---|---|---|"]
-    rows += [f"| {v.what} | {v.wanted.replace(' x ', ' × ')} | {v.measured} | {v.word} |" for v in verdicts]
+    rows += [f"| {v.what} | {v.wanted} | {v.measured} | {v.word} |" for v in verdicts]
     rows += ["", "| work | | durableq | how many times better that is |", "|---|---|---|---|"]
     for result in results:
         ours, key = result.figures.get(result.work.subjects[0]), result.work.key
@@ -122,10 +123,11 @@ def markdown(heading: str, results: Iterable[Result], verdicts: Iterable[Verdict
     return "\n".join(rows) + "\n"
 
 
-def write_into(readme: Path, text: str) -> None:
-    """Replace what stands between the two marks. Raises ValueError if they are not there."""
+def write_into(readme: Path, text: str | None) -> None:
+    """Replace what stands between the two marks. Raises ValueError if they are not there. None: only see whether they are."""
     before, begin, rest = readme.read_text().partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
-        raise ValueError(f"{readme}: the lines {BEGIN} and {END} are not there; put them where the table belongs")
-    readme.write_text(f"{before}{BEGIN}\n{text}{END}{after}")
+        raise ValueError(f"{readme}: put the lines {BEGIN} and {END} where the tables belong")
+    if text is not None:
+        readme.write_text(f"{before}{BEGIN}\n{text}{END}{after}")

@@ -7,6 +7,7 @@ works and is timed, and what it returns after that is its result. All processes 
 from __future__ import annotations
 
 import resource
+import signal
 import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
@@ -91,11 +92,13 @@ def _hear(pipes: list[Connection]) -> list[Part]:
 
 
 def _perform(peer: Peer, role: Role, start: Barrier, pipe: Connection) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets it as well, and ends this process
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     try:
         peer.connect()
         acting = role(peer)
         next(acting)
-        start.wait(PATIENCE)
+        start.wait()
         begin, cpu = time.perf_counter(), _cpu_seconds()
         next(acting)
         end = time.perf_counter()

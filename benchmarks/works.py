@@ -26,6 +26,7 @@ MOST_BYTES = 1 << 30
 """Of messages in one run: they are made before the clock runs, and lie in memory."""
 LEAST, MOST = 50, 1_000_000
 """Messages of one producer in one run."""
+_MIB = 1 << 20
 _ROOM = 1_000_000
 """Bytes that a bounded queue has between processes, unless a dozen messages need more."""
 
@@ -42,6 +43,7 @@ class Work:
 
     key: ClassVar[str] = "rate"  #: the figure by which subjects are compared
     more_is_better: ClassVar[bool] = True
+    steady: ClassVar[bool] = False  #: what else the machine does has no part in it, or is taken out: one round is enough
 
     @property
     def most(self) -> int:
@@ -149,26 +151,22 @@ class RoundTrip(Work):
 
 @dataclass(frozen=True, eq=False)
 class Keeping(Work):
-    """What a waiting message takes in memory and on disk, and what is left on disk when it has been taken."""
+    """What waiting messages take in memory and on disk, and what is left on disk when they have been taken."""
 
     key: ClassVar[str] = "memory"
     more_is_better: ClassVar[bool] = False
+    steady: ClassVar[bool] = True
 
-    @property
-    def most(self) -> int:
-        return 200_000
+    def count_for(self, subject: type[Peer], directory: Path, seconds: float) -> int:
+        return 100_000 if seconds >= 1 else 20_000
 
     def run(self, subject: type[Peer], directory: Path, count: int) -> Figures:
         with opened(directory, subject, 2 * self.size * (count + LEAST)) as (peer, place):
             run = play(peer, [roles.keeper(count, self.size, place)])
         (before, full, drained), heads = run.results[0]
         self._check(heads, count)
-        return {
-            "memory": (full[0] - before[0]) / count,
-            "disk": full[1] / count,
-            "left": drained[1] / (1 << 20),
-            "wall": run.wall,
-        }
+        memory, disk, left = full[0] - before[0], full[1], drained[1]
+        return {"waiting": count, "memory": memory / _MIB, "disk": disk / _MIB, "left": left / _MIB}
 
 
 class Waiting(Peer):
@@ -187,6 +185,7 @@ class Backlog(Work):
 
     key: ClassVar[str] = "slowest"
     more_is_better: ClassVar[bool] = False
+    steady: ClassVar[bool] = True
 
     def count_for(self, subject: type[Peer], directory: Path, seconds: float) -> int:
         return 2_000_000

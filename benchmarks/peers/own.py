@@ -20,6 +20,9 @@ class Queue(Peer):
         self.put, self.get, self.done = queue.put, queue.get, queue.task_done
         self.put_many, self.get_many = queue.put_many, queue.get_many
 
+    def connect(self) -> None:
+        self.queue.qsize()  # the first call in a forked process opens the files again: others connect before the clock runs too
+
     def close(self) -> None:
         self.queue.close()
 

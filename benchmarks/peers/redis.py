@@ -1,4 +1,4 @@
-"""Redis lists on a private server: started for the run on a socket of its own, with an append-only file, and killed after it."""
+"""Redis lists on a private server: started for one run, on a socket of its own and with an append-only file, then killed."""
 
 from __future__ import annotations
 
