@@ -123,7 +123,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     results: dict[Work, Result] = {}
     with tempfile.TemporaryDirectory(prefix="durableq-bench-", dir=options.dir) as directory:
         timing = f"medians of {options.rounds} rounds, {options.seconds:g} s a run"
-        heading = f"{environment(Path(directory).parent)}; {versions()}; {timing}"
+        heading = f"{environment(Path(directory))}; {versions()}; {timing}"
         print(heading)
         for work in WORKS:
             if work.group in options.only:

@@ -25,8 +25,9 @@ def environment(directory: Path) -> str:
     """The machine, the Python and the file system that figures were taken on, in one line."""
     directory = directory.resolve()
     around = [part for part in psutil.disk_partitions(all=True) if directory.is_relative_to(part.mountpoint)]
-    kind = max(around, key=lambda part: len(part.mountpoint)).fstype if around else "unknown file system"
-    return f"{_processors()}, Linux {platform.release()}, Python {platform.python_version()}, {kind} on {directory}"
+    place = max(around, key=lambda part: len(part.mountpoint), default=None)
+    disk = f"{place.fstype} on {place.device}" if place else "unknown file system"
+    return f"{_processors()}, Linux {platform.release()}, Python {platform.python_version()}, {disk}"
 
 
 def _processors() -> str:
