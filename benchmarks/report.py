@@ -16,7 +16,7 @@ BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
 
 COLUMNS = {
     "rate": ("messages/s", ",.0f"),
-    "slowest": ("slowest ratio", ".2f"),
+    "slowest": ("slowest", ".2f"),
     "median": ("median µs", ",.1f"),
     "p99": ("p99 µs", ",.1f"),
     "put": ("put", ".2f"),
@@ -111,15 +111,15 @@ def markdown(heading: str, results: Iterable[Result], verdicts: Iterable[Verdict
     """Both tables for the README."""
     rows = [heading, "", "| work | wanted | measured | |", "|---|---|---|---|"]
     rows += [f"| {v.what} | {v.wanted} | {v.measured} | {v.word} |" for v in verdicts]
-    rows += ["", "| work | | durableq | how many times better that is |", "|---|---|---|---|"]
+    rows += ["", "| work | durableq | how many times better that is |", "|---|---|---|"]
     for result in results:
-        ours, key = result.figures.get(result.work.subjects[0]), result.work.key
+        ours = result.figures.get(result.work.subjects[0])
         if ours is None:
             continue
+        cells = ", ".join(f"{ours[key]:{form}} {title}" for key, (title, form) in COLUMNS.items() if key in ours)
         better = [(peer.name, result.times_better(peer)) for peer in result.work.subjects]
-        others = ", ".join(f"{name} {times:.2f}" for name, times in better if times is not None)
-        title, form = COLUMNS[key]
-        rows.append(f"| {result.work.name} | {title} | {ours[key]:{form}} | {others} |")
+        others = "; ".join(f"{name} {times:.2f}" for name, times in better if times is not None)
+        rows.append(f"| {result.work.name} | {cells} | {others} |")
     return "\n".join(rows) + "\n"
 
 

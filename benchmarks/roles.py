@@ -120,10 +120,11 @@ class Both(Peer):
         self.back.remove()
 
 
-def pinger(count: int, size: int) -> Callable[[Both], Acting]:
-    """Puts messages there, each when the one before is back. Returns the seconds that each took, and the heads."""
+def pinger(count: int, size: int) -> Role:
+    """Of Both: puts messages there, each when the one before is back. Returns the seconds that each took, and the heads."""
 
-    def role(peer: Both) -> Acting:
+    def role(peer: Peer) -> Acting:
+        assert isinstance(peer, Both)
         wares, taken, times = messages.make(0, count, size), [], []
         put, get, clock = peer.there.put, peer.back.get, time.perf_counter
         yield
@@ -140,10 +141,11 @@ def pinger(count: int, size: int) -> Callable[[Both], Acting]:
     return role
 
 
-def echo() -> Callable[[Both], Acting]:
-    """Puts back what was put there."""
+def echo() -> Role:
+    """Of Both: puts back what was put there."""
 
-    def role(peer: Both) -> Acting:
+    def role(peer: Peer) -> Acting:
+        assert isinstance(peer, Both)
         put, get = peer.back.put, peer.there.get
         yield
         for message in iter(get, STOP):

@@ -25,7 +25,7 @@ from benchmarks.stage import Role, Run, play
 MOST_BYTES = 1 << 30
 """Of messages in one run: they are made before the clock runs, and lie in memory."""
 LEAST, MOST = 50, 1_000_000
-"""Messages of one producer in one run."""
+"""Messages of one producer in one run; of large ones there may be fewer, down to a few MiB."""
 _MIB = 1 << 20
 _ROOM = 1_000_000
 """Bytes that a bounded queue has between processes, unless a dozen messages need more."""
@@ -56,7 +56,7 @@ class Work:
 
     def count_for(self, subject: type[Peer], directory: Path, seconds: float) -> int:
         """The count that keeps a subject busy for so long. The runs to find out are its warm-up. Raises Failed."""
-        count = min(LEAST, self.most)
+        count = max(1, min(LEAST, 8 * _MIB // self.size))
         while True:
             wall = self.run(subject, directory, count)["wall"]
             fitting = max(1, min(self.most, int(count * seconds / wall)))
@@ -158,7 +158,7 @@ class Keeping(Work):
     steady: ClassVar[bool] = True
 
     def count_for(self, subject: type[Peer], directory: Path, seconds: float) -> int:
-        return 100_000 if seconds >= 1 else 20_000
+        return 100_000 if seconds >= 1 else 10_000
 
     def run(self, subject: type[Peer], directory: Path, count: int) -> Figures:
         with opened(directory, subject, 2 * self.size * (count + LEAST)) as (peer, place):
@@ -170,13 +170,15 @@ class Keeping(Work):
 
 
 class Waiting(Peer):
-    name = "durableq, 2 million wait"
-    scenario = "waiting"
+    name = "durableq (2 million wait)"
 
 
 class Nothing(Peer):
-    name = "durableq, nothing waits"
-    scenario = "empty"
+    name = "durableq (nothing waits)"
+
+
+_SCENARIOS: dict[type[Peer], str] = {Waiting: "waiting", Nothing: "empty"}
+"""What they are called in `benchmarks.growth`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -192,7 +194,7 @@ class Backlog(Work):
 
     def run(self, subject: type[Peer], directory: Path, count: int) -> Figures:
         with tempfile.TemporaryDirectory(prefix="run-", dir=directory) as place:
-            command = [sys.executable, growth.__file__, "--measure", subject.scenario, "--dir", place, "--rounds", "5"]
+            command = [sys.executable, growth.__file__, "--measure", _SCENARIOS[subject], "--dir", place, "--rounds", "5"]
             command += ["--scale", str(count / growth.MILLION / 5)]  # that scenario has 5 million at full scale
             search = os.pathsep.join(path or os.curdir for path in sys.path)  # what is measured here is measured there
             done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": search})

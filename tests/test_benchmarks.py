@@ -268,7 +268,7 @@ def test_the_readme_s_tables_are_replaced_between_the_marks_and_nothing_else_is(
     assert text.startswith(f"before\n{BEGIN}\n2 CPUs\n")
     assert text.endswith(f"\n{END}\nafter\n")
     assert "| 1 to 1: messages/s | at least 2 x multiprocessing.Queue | 1.50 | not reached |" in text
-    assert "| 1 to 1 | messages/s | 30 | multiprocessing.Queue 1.50 |" in text
+    assert "| 1 to 1 | 30 messages/s, 0.03 CPU s/million | multiprocessing.Queue 1.50 |" in text
     assert "old" not in text
 
 

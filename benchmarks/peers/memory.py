@@ -85,5 +85,5 @@ class FasterFifo(Peer):
 
 
 class FasterFifoBatches(FasterFifo):
-    name = "faster-fifo, batches"
+    name = "faster-fifo (batches)"
     batch = 100

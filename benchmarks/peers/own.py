@@ -30,24 +30,24 @@ class Queue(Peer):
 
 
 class Unsynced(Queue):
-    name = "durableq, sync=None"
+    name = "durableq (sync=None)"
     options: ClassVar[dict[str, Any]] = {"ack": "get", "sync": None}
 
 
 class Batches(Queue):
-    name = "durableq, batches"
+    name = "durableq (batches)"
     batch = 100
 
 
 class Acknowledged(Queue):
     """As `durableq.DurableQueue(path)`: lent until `task_done`."""
 
-    name = "durableq, task_done"
+    name = "durableq (task_done)"
     options: ClassVar[dict[str, Any]] = {}
 
 
 class Durable(Queue):
     """Each put returns when the disk has it."""
 
-    name = "durableq, sync=0"
+    name = "durableq (sync=0)"
     options: ClassVar[dict[str, Any]] = {"sync": 0}

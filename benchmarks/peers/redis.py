@@ -17,7 +17,7 @@ _KEY = "queue"
 class RedisEverysec(Peer):
     """RPUSH and BLPOP; with ack BLMOVE to a list of one's own and LREM from it."""
 
-    name = "Redis list, everysec"
+    name = "Redis list (everysec)"
     module = "redis"
     program = "redis-server"
     remedy = "pip install 'redis[hiredis]' and apt-get install redis-server"
@@ -79,7 +79,7 @@ class RedisEverysec(Peer):
 
 
 class RedisAlways(RedisEverysec):
-    name = "Redis list, always"
+    name = "Redis list (always)"
     durability = "synced at each command"
     fsync = "always"
 

@@ -120,7 +120,7 @@ class LiteQueue(_InFiles):
 
 
 class LiteQueueFull(LiteQueue):
-    name = "litequeue, FULL"
+    name = "litequeue (FULL)"
 
     def open(self) -> Any:
         queue = super().open()
@@ -159,7 +159,7 @@ class DiskCache(_InFiles):
 
 
 class DiskCacheFull(DiskCache):
-    name = "diskcache.Deque, FULL"
+    name = "diskcache.Deque (FULL)"
     settings: ClassVar[dict[str, Any]] = {"sqlite_synchronous": 2}
 
 
