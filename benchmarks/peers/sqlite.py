@@ -95,6 +95,8 @@ class PersistAck(PersistSQLite):
 
 
 class LiteQueue(_InFiles):
+    """It takes text only, so that is what the bytes become."""
+
     name = "litequeue"
     module = "litequeue"
     remedy = "pip install litequeue"
@@ -105,18 +107,18 @@ class LiteQueue(_InFiles):
 
         return litequeue.LiteQueue(f"{self.place}/queue.db", timeout=_PATIENCE)
 
-    def connect(self) -> None:
-        super().connect()
-        self.put = self.queue.put
+    def put(self, message: bytes) -> None:
+        self.queue.put(message.decode("latin-1"))
 
     def get(self) -> bytes:
         while (message := self.queue.pop()) is None:
             time.sleep(POLL)
-        self.lent = message.message_id
-        return message.data
+        self.lent = message
+        return message.data.encode("latin-1")
 
     def done(self) -> None:
-        self.queue.done(self.lent)
+        claim = {"claim_id": self.lent.claim_id} if hasattr(self.lent, "claim_id") else {}  # newer releases want it
+        self.queue.done(self.lent.message_id, **claim)
 
 
 class LiteQueueFull(LiteQueue):
