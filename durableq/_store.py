@@ -111,11 +111,6 @@ class Store(TailEnd):
                 return
         self._wait(GET, self.may_take, deadline)
 
-    def may_take(self) -> bool:
-        """Whether a get that found nothing is worth another try: something is ready, or the queue was shut down."""
-        words = self._words
-        return bool(words[T_COMMIT] >> 1 != words[H_COMMIT] >> 1 or words[RETURNED] or words[SHUTDOWN])
-
     def wait_for_dead_letter(self, deadline: Deadline) -> None:
         """Sleep until there may be a dead letter to take, or the deadline."""
         self._wait(GET, lambda: bool(self.dead_letters()), deadline)
