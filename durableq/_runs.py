@@ -7,6 +7,7 @@ the same reason: who dies in between leaves BUSY behind, and all counts are deri
 from __future__ import annotations
 
 from array import array
+from bisect import bisect_right
 from itertools import accumulate
 
 from durableq._leases import CHUNK_LOG2, END, FIRST, Ledger
@@ -14,7 +15,7 @@ from durableq._state import LIVE, LIVE_BYTES
 
 
 class RunLedger(Ledger):
-    """A ledger that strikes out many entries at once. Every method wants the head lock."""
+    """A ledger that looks at, and strikes out, many entries at once. Every method wants the head lock."""
 
     def find_run(self, positions: list[int], hint: int, count: int, code: int) -> int:
         """The index of the first of entries that follow each other, all with this count and this owner; -1 if they do not."""
@@ -28,6 +29,10 @@ class RunLedger(Ledger):
             and self.position[i : i + n] == array("Q", positions)
         )
         return i if same else -1
+
+    def first_behind(self, position: int) -> int:
+        """The index of the first entry behind a position."""
+        return bisect_right(self.position, position, 0, self._meta[END])
 
     def run_sizes(self, i: int, n: int) -> list[int]:
         """Bytes of the records of `n` entries from index `i` on."""

@@ -38,8 +38,9 @@ LAYERS = [
     ["_demo_run"],
     ["demo"],
     # A subcommand may import everything below, and is loaded by its name.
-    ["cli._command"],
-    ["cli.demo", "cli.stat"],
+    ["cli._command", "cli._framing", "cli._signals"],
+    ["cli._input", "cli._output", "cli._items"],
+    ["cli.demo", "cli.get", "cli.put", "cli.stat"],
     ["cli"],
     ["__main__"],
 ]
