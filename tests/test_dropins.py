@@ -30,6 +30,30 @@ def test_path_is_by_name_only(path):
         durableq.SimpleQueue(path)
 
 
+@pytest.mark.parametrize("kind", [durableq.Queue, durableq.JoinableQueue, durableq.SimpleQueue])
+def test_the_ctx_that_the_classes_of_multiprocessing_insist_on_is_taken(kind):
+    q = kind(ctx=multiprocessing.get_context("spawn"))
+    q.put("x")
+    assert q.get() == "x"
+    q.close()
+
+
+@pytest.mark.parametrize("kind", [durableq.Queue, durableq.JoinableQueue, durableq.SimpleQueue])
+def test_a_drop_in_can_be_subscripted_in_an_annotation(kind):
+    assert kind[int].__origin__ is kind
+
+
+@pytest.mark.parametrize("kind", [durableq.Queue, durableq.JoinableQueue])
+def test_put_nowait_goes_through_a_put_that_a_subclass_has_changed(kind):
+    class Doubling(kind):
+        def put(self, obj, *args, **options):
+            super().put(2 * obj, *args, **options)
+
+    with Doubling() as q:
+        q.put_nowait(21)
+        assert q.get_nowait() == 42
+
+
 def test_queue_hands_items_over_for_good(path):
     with durableq.Queue(path=path) as q:
         q.put("x")
