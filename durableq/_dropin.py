@@ -73,13 +73,16 @@ class Queue(_DropIn):
     _ack = "get"
 
     def task_done(self) -> None:
-        """Nothing to do: `get()` made the item done. Unless the queue was made with `ack="task_done"`.
+        """Count off an item that this handle's `get` returned; in the file it is done already.
 
-        It is there, and does not raise, because the listener of `logging` calls it on every queue that has it, and the
-        configuration of `logging` takes no queue without it.
+        `multiprocessing.Queue` has no `task_done` and no `join`, but programs for `queue.Queue` (the listener of `logging`
+        is one) call them: from the first `task_done` on `join` also waits until all that was taken through this handle is
+        counted off. A death forgets the count. Raises ValueError if it is called more often than items were taken.
         """
         if not self._done:
             super().task_done()
+        elif not self._store.count_off():
+            raise ValueError("task_done() called too many times")
 
 
 class JoinableQueue(_DropIn):

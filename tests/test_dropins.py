@@ -6,8 +6,10 @@ import inspect
 import multiprocessing
 import pickle
 import queue
+import threading
 
 import pytest
+from processes import PATIENCE, until
 
 import durableq
 
@@ -52,6 +54,71 @@ def test_put_nowait_goes_through_a_put_that_a_subclass_has_changed(kind):
     with Doubling() as q:
         q.put_nowait(21)
         assert q.get_nowait() == 42
+
+
+def test_task_done_of_a_queue_raises_value_error_when_it_is_called_more_often_than_get():
+    with durableq.Queue() as q:
+        q.put_many("abc")
+        with pytest.raises(ValueError, match="too many"):
+            q.task_done()
+        q.get_many(2)
+        q.task_done()
+        q.task_done()
+        with pytest.raises(ValueError, match="too many"):
+            q.task_done()
+        assert q.qsize() == 1
+
+
+def test_task_done_of_a_queue_leaves_alone_what_others_have_on_loan(path, open_queue):
+    lends = open_queue()
+    lends.put_many("ab")
+    assert lends.get() == "a"
+    with durableq.Queue(path=path) as q:
+        assert q.get() == "b"
+        q.task_done()
+        with pytest.raises(ValueError, match="too many"):
+            q.task_done()
+    assert lends.stats().lent == 1
+    lends.task_done()
+
+
+def test_join_of_a_queue_waits_until_everything_was_taken():
+    with durableq.Queue() as q:
+        q.put("x")
+        joined = threading.Thread(target=q.join)
+        joined.start()
+        q.get()
+        joined.join(PATIENCE)
+        assert not joined.is_alive()
+
+
+def test_join_of_a_queue_waits_for_task_done_in_a_program_that_calls_it():
+    with durableq.Queue() as q:
+        q.put_many("ab")
+        q.get_many(2)
+        q.task_done()
+        joined = threading.Thread(target=q.join)
+        joined.start()
+        until(lambda: q.stats().owners[0].waiting)
+        q.task_done()
+        joined.join(PATIENCE)
+        assert not joined.is_alive()
+
+
+def test_a_child_does_not_inherit_the_count_of_what_a_queue_handed_out():
+    def child():
+        with pytest.raises(ValueError, match="too many"):
+            q.task_done()
+        q.join()
+
+    with durableq.Queue() as q:
+        q.put_many("ab")
+        q.get_many(2)
+        q.task_done()
+        process = multiprocessing.get_context("fork").Process(target=child)
+        process.start()
+        process.join(PATIENCE)
+        assert process.exitcode == 0
 
 
 def test_queue_hands_items_over_for_good(path):
