@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import importlib
+import sys
 import unittest
 from collections.abc import Iterator
 from types import ModuleType
 
 from . import standins
+
+DEBIAN = f"libpython{sys.version_info.major}.{sys.version_info.minor}-testsuite"
+"""The package of Debian and Ubuntu with the `test` package of this Python."""
 
 START_METHODS = ("fork", "spawn", "forkserver")
 SUITES = {
@@ -31,9 +35,15 @@ def the_module(name: str) -> ModuleType:
         return importlib.import_module("test." + name)
     except ImportError as error:
         raise NoTestPackage(
-            f"this Python has no `test.{name}` ({error}). The `test` package comes with python.org, pyenv and source "
-            f"builds, as libpython3-testsuite on Debian and Ubuntu, and as python3-test on Fedora"
+            f"{sys.executable}: this Python has no `test.{name}` ({error}). CPython's `test` package comes with source, pyenv "
+            f"and python.org builds; on Debian and Ubuntu: apt-get install {DEBIAN}; on Fedora: dnf install python3-test"
         ) from error
+
+
+def require() -> None:
+    """Raise NoTestPackage, before anything is run, if a module of the `test` package is missing."""
+    for name in ("test_queue", "test_logging", "_test_multiprocessing"):
+        the_module(name)
 
 
 def tests(suite: str) -> Iterator[unittest.TestCase]:
