@@ -65,9 +65,11 @@ def _all_of(case: type) -> Iterator[unittest.TestCase]:
 
 def _queue() -> Iterator[unittest.TestCase]:
     module = the_module("test_queue")
-    world = {"queue": standins.QUEUE_MODULE, "__module__": module.__name__}
-    for name in ("QueueTest", "FailingQueueTest"):
-        yield from _all_of(type(name, (getattr(module, name), unittest.TestCase), dict(world)))
+    world = {"queue": standins.queue_module(standins.Queue), "__module__": module.__name__}
+    plain = {**world, "queue": standins.queue_module(standins.PlainQueue)}
+    yield from _all_of(type("QueueTest", (module.QueueTest, unittest.TestCase), dict(world)))
+    yield from _all_of(type("PlainQueueTest", (module.QueueTest, unittest.TestCase), plain))
+    yield from _all_of(type("FailingQueueTest", (module.FailingQueueTest, unittest.TestCase), dict(world)))
 
     def set_up(self: unittest.TestCase) -> None:
         self.type2test = standins.Queue

@@ -64,10 +64,15 @@ class Queue(Counted, _joinable):  # type: ignore[valid-type, misc]
     """In place of `queue.Queue`, which has `task_done` and `join`; its tests want the class to have this very name."""
 
 
-QUEUE_MODULE = types.SimpleNamespace(
-    Queue=Queue, SimpleQueue=queue.SimpleQueue, Empty=queue.Empty, Full=queue.Full, ShutDown=durableq.ShutDown
-)
-"""In place of the module `queue`, for tests that keep it in an attribute."""
+PlainQueue = type("Queue", (MpQueue,), {})
+"""The other one that may come in its place: who changes `from queue import Queue` to `from durableq import Queue` gets it."""
+
+
+def queue_module(cls: type) -> types.SimpleNamespace:
+    """What stands for the module `queue` with this class for its Queue, for tests that keep the module in an attribute."""
+    return types.SimpleNamespace(
+        Queue=cls, SimpleQueue=queue.SimpleQueue, Empty=queue.Empty, Full=queue.Full, ShutDown=durableq.ShutDown
+    )
 
 
 def patch() -> None:
