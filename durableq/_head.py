@@ -112,6 +112,8 @@ class HeadEnd(Handle):
                 if words[SHUTDOWN]:
                     raise ShutDown
                 return False
+            if done:
+                self._handed_out += len(box)
         except BaseException:
             words[H_STATE] |= BUSY
             if box:

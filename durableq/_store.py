@@ -133,10 +133,14 @@ class Store(TailEnd):
         return self._drop_policy and self.may_take()
 
     def wait_until_finished(self) -> None:
-        """Sleep until nothing is unfinished."""
+        """Sleep until nothing is unfinished; if this handle counts off what it takes, until that has been done too."""
+
+        def finished() -> bool:
+            return not (self._control.unfinished() or (self._counts_off and self._handed_out))
+
         self._check()
-        while self._control.unfinished():
-            self._wait(JOIN, lambda: not self._control.unfinished(), Deadline(None))
+        while not finished():
+            self._wait(JOIN, finished, Deadline(None))
             self._check()
 
     def _wait(self, condition: Condition, ready: Callable[[], bool], deadline: Deadline) -> None:
