@@ -34,6 +34,7 @@ LAYERS = [
     ["_check"],
     ["__init__"],
     ["_picture"],
+    ["_progress"],
     ["_demo_run"],
     ["demo"],
     # A subcommand may import everything below, and is loaded by its name.
