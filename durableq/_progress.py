@@ -6,13 +6,15 @@
 
 On a terminal the display is a block that is drawn over again: with rich where that is installed, else in plain text. Where
 there is no terminal it is silent, or (`lines`) says one line for each view. What others print meanwhile goes through the
-display's `write`, so that the two do not land in each other's lines: it serves as the stream of a logging handler.
+display's `write`, so that the two do not land in each other's lines; for logging handlers on the same stream that is seen to.
 
 Everything is derived from `DurableQueue.stats()`, so it holds for whatever program works on the queue.
 """
 
 from __future__ import annotations
 
+import io
+import logging
 import os
 import shutil
 import sys
@@ -22,7 +24,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import IO, Any
+from typing import IO, Any, TypeGuard
 
 from durableq._picture import symbols_for
 from durableq._queue import DurableQueue
@@ -200,6 +202,9 @@ def printable(text: str) -> str:
 class Display(ABC):
     """Shows views, and lets others write lines in between. A context manager; leaves the last view standing."""
 
+    silent = False
+    """Whether it shows nothing, so that nobody need look."""
+
     def __init__(self, stream: IO[str]) -> None:
         self._stream = stream
 
@@ -216,14 +221,25 @@ class Display(ABC):
         self._stream.flush()
 
     def __enter__(self) -> Display:
+        self._handlers = [handler for handler in logging.getLogger().handlers if _writes_to(handler, self._stream)]
+        for handler in self._handlers:
+            handler.setStream(self)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
+        for handler in self._handlers:
+            handler.setStream(self._stream)
         self.flush()
 
 
-def open_display(stream: IO[str], *, lines: bool = False) -> Display:
+def _writes_to(handler: logging.Handler, stream: IO[str]) -> TypeGuard[logging.StreamHandler[Any]]:
+    return isinstance(handler, logging.StreamHandler) and handler.stream is stream
+
+
+def open_display(stream: IO[str] | None, *, lines: bool = False) -> Display:
     """The best display for the stream. Without a terminal: silent, or one line for each view (`lines`)."""
+    if stream is None:
+        return _Silent(io.StringIO())
     if not stream.isatty() or os.environ.get("TERM") == "dumb":
         return _Lines(stream) if lines else _Silent(stream)
     try:
@@ -233,6 +249,8 @@ def open_display(stream: IO[str], *, lines: bool = False) -> Display:
 
 
 class _Silent(Display):
+    silent = True
+
     def show(self, view: View) -> None:
         pass
 
@@ -286,11 +304,11 @@ class _Rich(Display):
 
     def __enter__(self) -> Display:
         self._live.start()
-        return self
+        return super().__enter__()
 
     def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
         self._live.stop()
-        self.flush()
+        super().__exit__(kind, exc, tb)
 
     def _rendered(self, view: View) -> Any:
         from rich.console import Group
