@@ -20,7 +20,7 @@ from types import FrameType
 
 from durableq._delivery import Delivery
 from durableq.errors import DurableQError, StaleDeliveryError
-from durableq.pool._link import NOW, STOP, Cell
+from durableq.pool._link import NOW, Cell
 
 _log = logging.getLogger("durableq.pool")
 
@@ -33,8 +33,6 @@ class Keeper(threading.Thread):
     def __init__(self, end: socket.socket, cell: Cell, lease: float | None) -> None:
         super().__init__(name="durableq-keeper", daemon=True)
         self.held: Sequence[Delivery] = ()
-        self.stopping = ""
-        """Why no more items are to be taken; empty: more are. A plain attribute, for a signal handler sets it, too."""
         self._end = end
         self._cell = cell
         self._lease = lease
@@ -52,9 +50,7 @@ class Keeper(threading.Thread):
                 self.extend()
 
     def _hear(self, message: bytes) -> None:
-        if message == STOP:
-            self.stopping = "told to stop"
-        elif message == NOW:
+        if message == NOW:
             # The main thread may be acking one of them at this moment. Whoever is first settles it, the other gets the
             # StaleDeliveryError, and in each case it is settled once.
             for delivery in self.held:
@@ -90,7 +86,7 @@ def die_with(pool: int, direct: bool) -> None:
         os._exit(1)
 
 
-def take_signals(keeper: Keeper) -> None:
+def take_signals(cell: Cell) -> None:
     """A terminal and systemd send their signals to workers as well; but when to stop, and how fast, is the pool's to say.
 
     SIGTERM to a worker alone ends it after its item. The handlers do nothing rather than that the signals are ignored: an
@@ -98,7 +94,7 @@ def take_signals(keeper: Keeper) -> None:
     """
 
     def retire(number: int, frame: FrameType | None) -> None:
-        keeper.stopping = keeper.stopping or "SIGTERM"
+        cell.fields.stop = cell.fields.stop or 2
 
     def nothing(number: int, frame: FrameType | None) -> None:
         pass

@@ -1,20 +1,22 @@
 """What a pool and one of its workers share.
 
-A memory file, mapped by both. The worker writes it, the pool reads it, and what stands there outlives the worker:
+A memory file, mapped by both. The worker writes it and the pool reads it (`stop`: the other way round); what stands there
+outlives the worker:
 
     0       ready        i64     1 once the worker takes items
     8       since        f64     monotonic time at which it began with what it has in hand; 0.0: nothing in hand
     16      ended        f64     monotonic time at which it left its loop to end in order; 0.0: it is at work
     24..    count, deliveries, done, failed, dead, final   i64: items in hand and the deliveries of the first; items done,
             failed attempts, items sent to the dead letters, since the worker started; 1 if why it ended ends the pool
-    72..    id, item, reason   text: the first item in hand, by id and for people; why it ended in order
+    72      stop         i64     1 once the worker is to take no more, for the pool ends; 2: for it alone got a SIGTERM
+    80..    id, item, reason   text: the first item in hand, by id and for people; why it ended in order
     4096..  last words: what `faulthandler` writes of the Python stack when the worker crashes, or hangs and is asked
 
 `since` is written last and cleared first, so the rest of it holds whenever it is not zero.
 
 A socket pair that keeps messages whole, so that a worker killed in the middle of one leaves none by halves:
 
-    pool to worker   STOP: take no more; NOW: give back what you have, and end. The end of the stream: the pool is dead
+    pool to worker   NOW: give back what you have, and end. The end of the stream: the pool is dead
     worker to pool   log records
 """
 
@@ -35,7 +37,7 @@ from typing import Any
 
 from durableq.failures import LONGEST
 
-STOP, NOW = b"stop", b"now"
+NOW = b"now"
 ASK = signal.SIGUSR2
 """The worker's Python stack is written to its last words at this signal, even if it never gives up the GIL again."""
 
@@ -55,6 +57,7 @@ class _Layout(ctypes.Structure):
         ("failed", ctypes.c_int64),
         ("dead", ctypes.c_int64),
         ("final", ctypes.c_int64),
+        ("stop", ctypes.c_int64),
         ("id", ctypes.c_char * 64),
         ("item", ctypes.c_char * 512),
         ("reason", ctypes.c_char * 128),

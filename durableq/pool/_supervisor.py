@@ -31,7 +31,7 @@ from durableq._progress import Display, Holder, Watch
 from durableq.errors import PoolError
 from durableq.failures import Failure
 from durableq.pool._crew import Member
-from durableq.pool._link import NOW, STOP
+from durableq.pool._link import NOW
 from durableq.pool._settings import Settings
 
 _log = logging.getLogger("durableq.pool")
@@ -245,24 +245,22 @@ class Supervisor:
         if requests and not self._heeded:
             self._heeded = 1
             self._deadline = now + self._grace
+            for member in self._crew:
+                member.cell.fields.stop = 1
             _log.info("%s: stopping; %d workers have %g s to finish", self._requests[0], len(self._crew), self._grace)
-            self._send(STOP)
         elif self._heeded == 1 and (requests > 1 or now >= self._deadline):
             why = self._requests[1] if requests > 1 else f"not finished within {self._grace:g} s"
-            _log.warning("%s: what is in hand is given back at once", why)
             self._heeded = 2
             self._deadline = now + _TO_GIVE_BACK
-            self._send(NOW)
+            for member in self._crew:
+                member.send(NOW)
+            _log.warning("%s: what is in hand is given back at once", why)
         elif self._heeded >= 2 and now >= self._deadline:
             self._heeded += 1
             self._deadline = now + _TO_GIVE_BACK
             for member in self._crew:
                 _log.warning("%s does not end: SIGKILL", member.name)
                 member.kill()
-
-    def _send(self, message: bytes) -> None:
-        for member in self._crew:
-            member.send(message)
 
     @contextmanager
     def _signals(self) -> Iterator[None]:

@@ -35,6 +35,9 @@ from durableq.pool._settings import Result, Settings
 
 _log = logging.getLogger("durableq.pool")
 
+_STOPPED = ("", "told to stop", "SIGTERM")
+"""By `stop` of the cell."""
+
 _LOOK = 0.25
 """Seconds after which a worker that waits for an item looks whether it is to stop."""
 
@@ -44,7 +47,7 @@ def main(settings: Settings, cell: Cell, end: socket.socket, pool: int, direct: 
     die_with(pool, direct)
     cell.catch_last_words()
     keeper = Keeper(end, cell, settings.lease)
-    take_signals(keeper)
+    take_signals(cell)
     root = logging.getLogger()
     if not root.handlers:  # under fork there are those of the parent
         root.addHandler(Forwarder(end))
@@ -73,7 +76,7 @@ class Worker:
         self._cell.fields.ready = 1
         taken = 0
         while True:
-            reason = self._keeper.stopping or self._too_old(taken)
+            reason = _STOPPED[self._cell.fields.stop] or self._too_old(taken)
             if reason:
                 return reason, False
             try:
@@ -85,7 +88,7 @@ class Worker:
                 continue
             except ShutDown:
                 return "the queue was shut down", True
-            if self._keeper.stopping:
+            if self._cell.fields.stop:
                 _settle(first, Delivery.release)
             elif not self._delivered_too_often(first):
                 together = self._join(first)
