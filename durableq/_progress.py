@@ -146,7 +146,7 @@ def summary(view: View) -> str:
 
 def block(view: View, width: int, symbols: str, room: int = 40) -> list[str]:
     """Up to `room` lines of up to `width` characters: a bar, the summary, and a line for each holder."""
-    lines = [f"{_bar(view, 20, symbols)} {printable(view.stats.path)}", f"  {summary(view)}"]
+    lines = [f"{_bar(view, 20, symbols)} {_path(view, width - 23)}", f"  {summary(view)}"]
     # Those at work first, the longest at it on top: that is where one looks when something hangs.
     holders = sorted(view.holders, key=lambda holder: (holder.on is None, -holder.seconds, holder.pid))
     shown = holders if len(holders) <= room - 2 else holders[: max(0, room - 3)]
@@ -154,6 +154,12 @@ def block(view: View, width: int, symbols: str, room: int = 40) -> list[str]:
     if len(shown) < len(holders):
         lines.append(f"           and {len(holders) - len(shown)} more")
     return [line[:width] for line in lines]
+
+
+def _path(view: View, width: int) -> str:
+    """The file; of a long path the end, where its name is."""
+    path = printable(view.stats.path)
+    return path if len(path) <= width else "..." + path[-max(1, width - 3) :]
 
 
 def _bar(view: View, width: int, symbols: str) -> str:
@@ -316,7 +322,7 @@ class _Rich(Display):
         from rich.table import Table
         from rich.text import Text
 
-        path = Text(printable(view.stats.path), style="bold", overflow="ellipsis", no_wrap=True)
+        path = Text(_path(view, self._console.width), style="bold", no_wrap=True)
         head = Table.grid(padding=(0, 1), expand=True)
         head.add_column(ratio=1)
         head.add_column(no_wrap=True)

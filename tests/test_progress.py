@@ -188,6 +188,13 @@ def test_a_terminal_shows_the_queue_and_who_is_on_what(q, terminal):
         assert word in shown
 
 
+def test_a_long_path_is_shown_by_its_end(q, terminal, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "50")
+    with open_display(terminal) as display:
+        display.show(view_of(q))
+    assert terminal.lines()[0].endswith("/q.dq") and "..." in terminal.lines()[0]
+
+
 def test_a_display_takes_the_place_of_the_one_before(q, terminal):
     with open_display(terminal) as display:
         display.show(view_of(q, done=1, holders=[Holder(n, "w", "an item", 1, 1.0) for n in range(5)]))
