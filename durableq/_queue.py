@@ -245,6 +245,7 @@ class DurableQueue(ItemReader):
 
     def peek_lent(self, n: int = 1) -> list[Peeked]:
         """What the processes that have the queue open hold un-acked: up to `n` items of each, oldest first."""
+        self._store.reap()
         return [self._peeked(taken, pid) for pid, taken in self._store.peek_lent(n)]
 
     @property

@@ -340,14 +340,9 @@ class Store(TailEnd):
                     if len(found) == n:
                         break
 
+    @at_head
     def peek_lent(self, n: int) -> list[tuple[int, Taken]]:
         """What everybody has taken, with the pid of who has it: up to `n` items each, oldest first."""
-        self._check()
-        self._bury_dead()
-        return self._peek_lent_locked(n)
-
-    @at_head
-    def _peek_lent_locked(self, n: int) -> list[tuple[int, Taken]]:
         found: list[tuple[int, Taken]] = []
         reader = Reader(self._fd, self._salt, self._head_base)
         for pid, code in self._owners.holders():
@@ -377,6 +372,7 @@ class Store(TailEnd):
     def stats(self) -> Stats:
         """The queue at this moment."""
         self._check()
+        self._bury_dead()
         return self._stats_locked(self.peek(1))
 
     @at_head
