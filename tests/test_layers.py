@@ -41,7 +41,7 @@ LAYERS = [
     ["pool._crew"],
     ["pool._supervisor"],
     ["pool"],
-    ["__init__"],
+    ["__init__", "pytest_plugin"],
     ["_demo_run"],
     ["demo"],
     # A subcommand may import everything below, and is loaded by its name.
