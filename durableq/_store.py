@@ -319,6 +319,7 @@ class Store(TailEnd):
     def peek(self, n: int, code: int = RETURNED_CODE) -> list[Taken]:
         """The first `n` items that would be taken next, without taking them; `code`: DEAD_CODE for dead letters."""
         self._check()
+        self._bury_dead()
         found: list[Taken] = []
         self._peek_locked(n, code, found)
         return found

@@ -7,11 +7,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pool_jobs
 import psutil
 import pytest
 from processes import PATIENCE, Child
 
-from durableq import DurableQueue, check
+from durableq import DurableQueue, WorkerPool, check
 from durableq._handle import Handle
 
 SPOILING = {"test_bad_input", "test_check", "test_damage", "test_fuzz"}
@@ -52,6 +53,16 @@ def q(open_queue: Callable[..., DurableQueue]) -> DurableQueue:
 def in_python(monkeypatch: pytest.MonkeyPatch) -> None:
     """No compiled calls in this process: every call to the system goes through the seam, every step is a byte code."""
     monkeypatch.setattr(Handle, "compiled", False)
+
+
+@pytest.fixture
+def pool(path: Path) -> Callable[..., WorkerPool]:
+    """`pool(function, processes, **options)` is a WorkerPool at `path`: by default of one worker, that tries again at once."""
+
+    def maker(function: Callable[[Any], Any] = pool_jobs.work, processes: int = 1, **options: Any) -> WorkerPool:
+        return WorkerPool(path, function, processes, **{"backoff": pool_jobs.AT_ONCE, **options})
+
+    return maker
 
 
 @pytest.fixture
