@@ -122,7 +122,7 @@ class Watch:
         for call in calls:
             try:
                 call.make()
-            except RuntimeError:  # its event loop has ended
+            except Exception:  # such as of an event loop that has ended
                 self.disarm(call, used=False)
 
     def _pass_on(self) -> None:
