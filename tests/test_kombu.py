@@ -288,7 +288,8 @@ def test_an_unbound_queue_gets_nothing_more(connect, channel):
 def test_a_deleted_exchange_leaves_its_queues_their_messages(connect, channel):
     publish(channel, "a")
     JOBS.exchange(channel).delete()
-    assert Consumer(connect(), kombu.Queue("jobs")).drain() == "a"
+    kombu.Producer(connect().channel()).publish("b", exchange="jobs", routing_key="jobs")
+    assert Consumer(connect(), kombu.Queue("jobs")).drain_all() == ["a"]
 
 
 def test_damaged_bindings_are_told_with_the_remedy(connect, channel, directory):
@@ -397,6 +398,48 @@ def test_a_forked_child_does_not_keep_its_parents_queues(connect, channel, direc
         os.kill(child, 9)
 
 
+def test_a_forked_child_lets_go_of_an_inherited_connection_and_of_nothing_else(connect, channel, directory):
+    publish(channel, "a")
+    consumer = Consumer(connect())
+    consumer.drain()
+    before = len(spool_of(directory).stats().owners)
+    told, tell = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        with contextlib.suppress(BaseException):
+            consumer.connection.collect()
+            os.write(tell, b"collected")
+            time.sleep(PATIENCE)
+        os._exit(1)
+    try:
+        assert os.read(told, 9) == b"collected"
+        assert len(spool_of(directory).stats().owners) == before
+    finally:
+        os.kill(pid, 9)
+        os.waitpid(pid, 0)
+        os.close(told)
+        os.close(tell)
+    consumer.messages[0].ack()
+    assert spool_of(directory).stats().unfinished == 0
+
+
+def test_a_process_that_ends_without_closing_gives_back_what_it_has_not_acked(connect, channel, directory, start):
+    publish(channel, "a")
+    holder = start(
+        """
+        import kombu, durableq.integrations.kombu
+        connection = kombu.Connection(sys.argv[1])
+        message = kombu.Queue("jobs")(connection.channel()).get()
+        say(message.payload)
+        """,
+        f"durableq://{directory}",
+    )
+    holder.expect("a")
+    holder.finish()
+    assert "Traceback" not in holder._complaint()
+    assert spool_of(directory).stats().ready == 1
+
+
 # -- waiting and dying -----------------------------------------------------------------------------------------------------
 
 
@@ -411,13 +454,27 @@ def test_draining_raises_timeout_after_its_time_and_not_before(connect):
 def test_a_waiting_consumer_is_woken_and_does_not_poll(connect, channel, monkeypatch):
     monkeypatch.setattr(_store, "RECHECK", 3600.0)
     consumer = Consumer(connect())
-    waits = threading.Thread(target=consumer.drain, daemon=True)
-    waits.start()
     spool = consumer.channel._spools.get("jobs", create=False)
-    until(lambda: any(owner.waiting for owner in spool.stats().owners))
-    publish(channel, "a")
-    waits.join(PATIENCE)
-    assert [message.payload for message in consumer.messages] == ["a"]
+    for body in ("a", "b"):
+        waits = threading.Thread(target=consumer.drain, daemon=True)
+        waits.start()
+        until(lambda: any(owner.waiting for owner in spool.stats().owners))
+        publish(channel, body)
+        waits.join(PATIENCE)
+        assert consumer.messages[-1].payload == body
+
+
+def test_a_consumer_that_has_its_prefetch_count_sleeps_although_more_is_there(connect, channel, monkeypatch):
+    publish(channel, "a", "b")
+    consumer = Consumer(connect(), prefetch=1)
+    assert consumer.drain_all() == ["a"]
+    tries = []
+    real = consumer.connection.transport._deliver_one
+    monkeypatch.setattr(consumer.connection.transport, "_deliver_one", lambda: tries.append(1) or real())
+    consumer.connection.transport.spools.bell.ring()
+    with pytest.raises(socket.timeout):
+        consumer.drain(timeout=0.1)
+    assert len(tries) < 5
 
 
 def test_a_consumer_waits_for_several_queues_at_once(connect, channel):

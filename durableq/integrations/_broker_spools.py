@@ -98,10 +98,6 @@ class Spools:
         if claimed:
             self.directory.sweep()
 
-    def abandon(self) -> None:
-        """In a forked child: all of it is the parent's."""
-        self._open, self._claims, self._calls = {}, {}, {}
-
     def _keep(self, queue: str, spool: DurableQueue) -> None:
         self._open[queue] = spool
         if len(self._open) > _IDLE:

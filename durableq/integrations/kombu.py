@@ -23,7 +23,6 @@ transport_options: `sync` and `max_deliveries` as of DurableQueue; `polling_inte
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from itertools import count
@@ -72,8 +71,10 @@ class QoS(virtual.QoS):
         self._flush()
         while self._delivered:
             delivery_tag, _ = self._delivered.popitem()
-            with suppress(DurableQError):  # of a handle that was closed everything has gone back already
-                self.channel.settle(delivery_tag, Delivery.nack)
+            delivery = self.channel.lent.pop(delivery_tag, None)
+            if delivery is not None:  # else another thread has just settled it
+                with suppress(DurableQError):  # closed: it has gone back; stale: as in a forked child, for it is the parent's
+                    delivery.nack()
         return []
 
 
@@ -86,7 +87,7 @@ class Channel(virtual.Channel):
     def __init__(self, connection: Transport, **kwargs: Any) -> None:
         super().__init__(connection, **kwargs)
         self._spools = connection.spools
-        self._lent = connection.lent
+        self.lent = connection.lent
         self._no_ack: set[str] = set()
 
     # -- messages ------------------------------------------------------------------------------------------------------
@@ -126,12 +127,12 @@ class Channel(virtual.Channel):
         if queue in self._no_ack:
             delivery.ack()
         else:
-            self._lent[tag] = delivery
+            self.lent[tag] = delivery
         return message
 
     def settle(self, delivery_tag: int, how: Callable[[Delivery], None]) -> None:
         """Do this with a delivery. If it has gone to somebody else, or was settled before, it is none of ours."""
-        delivery = self._lent.pop(delivery_tag, None)
+        delivery = self.lent.pop(delivery_tag, None)
         if delivery is not None:
             try:
                 how(delivery)
@@ -239,7 +240,6 @@ class Transport(virtual.Transport):
         options = {name: client.transport_options[name] for name in _OPTIONS if name in client.transport_options}
         self.spools = Spools(_path_of(client), **options)
         self.lent: dict[int, Delivery] = {}
-        self._pid = os.getpid()
         self._loop: Any = None
 
     @property
@@ -260,14 +260,6 @@ class Transport(virtual.Transport):
         self.unregister_from_event_loop(connection, self._loop)
         super().close_connection(connection)
         self.spools.close()
-
-    def _collect(self, connection: Any) -> None:
-        # What kombu calls after an error, and in a child that has inherited a connection from its parent.
-        if self._pid == os.getpid():
-            self.close_connection(connection)
-        else:
-            self.spools.abandon()
-            self.lent.clear()
 
     # -- receiving -----------------------------------------------------------------------------------------------------
 
