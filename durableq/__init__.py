@@ -1,7 +1,7 @@
 """durableq: the queue to swap in for `multiprocessing.Queue` when losing work is not acceptable."""
 
 from durableq._check import Damage, Report, check, repair
-from durableq._delivery import Delivery
+from durableq._delivery import Delivery, Peeked
 from durableq._dropin import JoinableQueue, Queue, SimpleQueue
 from durableq._owner import Owner
 from durableq._queue import DurableQueue
@@ -24,6 +24,7 @@ from durableq.errors import (
     StaleDeliveryError,
     TooManyOwnersError,
 )
+from durableq.failures import Failure
 
 __all__ = [
     "ClosedError",
@@ -34,6 +35,7 @@ __all__ = [
     "DurableQError",
     "DurableQueue",
     "Empty",
+    "Failure",
     "Full",
     "InsecureSpoolError",
     "JoinableQueue",
@@ -42,6 +44,7 @@ __all__ = [
     "NotASpoolError",
     "OptionMismatchError",
     "Owner",
+    "Peeked",
     "PoisonedError",
     "Queue",
     "Report",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
 from typing import Any
@@ -14,8 +15,24 @@ from durableq._store import Store
 from durableq.errors import StaleDeliveryError
 
 
+@dataclass(frozen=True)
+class Peeked:
+    """An item that was looked at and not taken."""
+
+    id: str
+    """What its `Delivery.id` is."""
+    item: Any
+    """What was put; if it cannot be decoded, the DecodeError that says why."""
+    deliveries: int
+    """How often it was delivered so far."""
+    enqueued_at: float
+    """Unix time of the put."""
+    pid: int | None = None
+    """The process that has it, if it is lent."""
+
+
 class Delivery:
-    """An item taken with `reserve`, to be settled once: `ack`, `nack` or `reject`.
+    """An item taken with `reserve`, to be settled once: `ack`, `nack`, `release` or `reject`.
 
     As a context manager it acks when the block ends and nacks when it ends by an exception, unless it was settled in
     the block. If its process dies, or its lease runs out and somebody else takes the item, it is stale: settling it then
@@ -43,7 +60,7 @@ class Delivery:
 
         Of this spool; a consumer behind the queue can tell by it that it has seen an item before.
         """
-        return f"{self._store._salt:08x}-{self._position:x}"
+        return self._store.name(self._position)
 
     def ack(self) -> None:
         """The item is done."""
@@ -54,6 +71,10 @@ class Delivery:
         if delay < 0:
             raise ValueError("'delay' must be a non-negative number")
         self._settle(partial(self._store.nack, delay=delay), "nack")
+
+    def release(self) -> None:
+        """Give the item back as if it had not been delivered: for who has to leave, and nothing was wrong with the item."""
+        self._settle(self._store.release, "release")
 
     def reject(self) -> None:
         """Put the item with the dead letters."""

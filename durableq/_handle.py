@@ -23,6 +23,7 @@ from typing import Concatenate, ParamSpec, TypeVar
 from durableq import _os
 from durableq._checkpoint import mark_head, mark_open, mark_tail_synced
 from durableq._commit import Committer
+from durableq._compiled import Ends
 from durableq._leases import DEAD_CODE, MAX_COUNT, RETURNED_CODE, Ledger, owner_code
 from durableq._locks import HotLock, under_cold_lock
 from durableq._owner import Owners
@@ -97,8 +98,11 @@ def at_head(method: Callable[Concatenate[H, P], T]) -> Callable[Concatenate[H, P
     return locked
 
 
-class Handle:
+class Handle(Ends):
     """The open files of one handle, its locks, and its place among the owners."""
+
+    compiled = True
+    """Whether to use the compiled calls, where there are any."""
 
     def __init__(self, path: str, options: Options, *, sync: float | None, mode: int, create: bool, runs_code: bool) -> None:
         self.path = path
@@ -197,6 +201,7 @@ class Handle:
         self._reclaimer = Reclaimer(self._spool, self._control, self._ledger, self._tail)
         self._tail_calm = self._calm = -1
         self._base = self._head_base = 0
+        self._ledger_region = self._ledger_address = 0
         self._salt = self._spool.salt
         self._buffer = b""
         self._buffer_at = 0
@@ -217,9 +222,17 @@ class Handle:
             self._sync,
             weakref.WeakMethod(self._poison),
         )
+        self._bind()
         self._pay_syncs()
         _os.advise_stream(self._spool.fd)
         _close_at_exit()
+
+    def _bind(self) -> None:
+        """Let the compiled calls work on this handle. Until then each of them leaves its work to its twin."""
+        if self.compiled and self._fast_append is not None:
+            dirty = owner_word(self._owners.slot) + OWNER_DIRTY if self._sync is not None else 0
+            plain = not self._spool.options.lease_ms
+            self._fast_bind(self._control.map, self._fd, self._salt, dirty, self._lent_word, self._own_code, plain)
 
     def _pay_syncs(self) -> None:
         if self._owners.owes_sync:
@@ -247,19 +260,21 @@ class Handle:
             self._bar(ClosedError(f"{self.path}: the queue is closed; open it again to go on"))
             self._wake_everybody()
             self._committer.close()
-            # If an interrupt comes before the files are closed, the next call goes on; if it comes behind, the others find
-            # this owner dead and return what it held.
-            if self._spool.is_deleted():  # nobody can open it, and the lock's file would stay behind for nothing
-                self._close_locked(sound)
-            else:
-                under_cold_lock(self.path, lambda: self._close_locked(sound))
+            try:
+                if self._sync is not None and sound:
+                    self._committer.sync_now()  # not under the cold lock, so that all who close at a time share one
+            finally:
+                # If an interrupt comes before the files are closed, the next call goes on; if it comes behind, the others
+                # find this owner dead and return what it held.
+                if self._spool.is_deleted():  # nobody can open it, and the lock's file would stay behind for nothing
+                    self._close_locked(sound)
+                else:
+                    under_cold_lock(self.path, lambda: self._close_locked(sound))
 
     def _close_locked(self, sound: bool) -> None:
         try:
             self._tail.hold(lambda: self._head.hold(lambda: self._leave(sound)))
             self._wake_everybody()
-            if self._sync is not None and sound:
-                _os.fdatasync(self._spool.fd)
         finally:
             self._tail.hold(lambda: self._head.hold(self._let_go))
 
@@ -277,6 +292,7 @@ class Handle:
             self._words[SHUTDOWN] = 0
             self._control.settle_tail_state()
             if sound:
+                self._reclaimer.cut_tail()
                 self._mark_closed()
         self._leave_head()
         # What comes after us into the locks in another thread finds another epoch and looks, before it touches a
@@ -304,6 +320,8 @@ class Handle:
                     threading.Thread(target=_sync_and_close, args=(self._committer, *files), daemon=True).start()
 
     def _let_go(self) -> None:
+        if self._fast_unbind is not None:
+            self._fast_unbind()
         files, self._control_fd = (self._control_fd, self._mapped_fd), -1
         _close_files(self._ledger, self._spool, *files)
 
@@ -405,8 +423,7 @@ class Handle:
         if self._words[T_STATE] & BUSY:
             # Cut off what was written and not published: a batch that the next put covers in part would otherwise be
             # found, in part, by the next boot.
-            with suppress(OSError):
-                _os.ftruncate(self._fd, self._control.tail()[0] - self._words[BASE])
+            self._reclaimer.cut_tail()
         self._base = self._words[BASE]
         self._tail_calm = self._control.settle_tail_state()
 
@@ -453,6 +470,7 @@ class Handle:
     def _leave_head(self) -> None:
         """Under the head lock, when the change is complete: say so, and whether the next one finds something unusual."""
         self._head_base = self._words[BASE]
+        self._ledger_region, self._ledger_address = self._ledger.place
         self._calm = self._control.settle_head_state()
 
     def _wake_everybody(self) -> None:

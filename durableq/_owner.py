@@ -129,6 +129,11 @@ class Owners:
             owners.append(Owner(pid, *_describe_process(pid), lent, waiting))
         return tuple(owners)
 
+    def holders(self) -> list[tuple[int, int]]:
+        """Pid and owner code of everybody here, the dead too as long as nobody has buried them."""
+        slots = sorted([self.slot, *self._others()])
+        return [(self._words[owner_word(slot) + OWNER_PID], owner_code(slot)) for slot in slots]
+
     def count_waiters(self) -> None:
         """Derive the numbers of sleepers from the slots."""
         words = self._words

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 from typing import Any
 
+from durableq._delivery import Peeked
 from durableq._head import Taken
 from durableq._leases import DEAD_CODE
 from durableq._reader import ItemReader, _ThisThread
@@ -79,12 +80,17 @@ class DurableQueue(ItemReader):
         create: bool,
     ) -> None:
         self._arguments = (path, options, ack, sync, serializer, mode)
-        self._codec = Codec(serializer)
+        self._codec = codec = Codec(serializer)
+        self._dumps, self._tag = codec.dumps, codec.tag
         self._done = ack == "get"
         self._this_thread = _ThisThread()
         self._store = Store(path, options, sync=sync, mode=mode, create=create, runs_code=self._codec.runs_code)
         self._take = self._store.take
+        self._fast_take = self._store._fast_take
         self._max_bytes = self._store.options.max_bytes
+        bounded = bool(self._max_bytes)
+        self._fast_append = None if bounded else self._store._fast_append
+        self._fast_append_many = None if bounded else self._store._fast_append_many
 
     def __getstate__(self) -> tuple[Any, ...]:
         return self._arguments
@@ -105,7 +111,12 @@ class DurableQueue(ItemReader):
             raise ValueError("'timeout' must be a non-negative number")
         if delay < 0:
             raise ValueError("'delay' must be a non-negative number")
-        body = self._encode(item)
+        payload = self._dumps(item)
+        if self._fast_append is not None and not delay and (did := self._fast_append(payload, self._tag)):
+            if did > 1:
+                self._store.wrote()
+            return
+        body = self._encode(payload)
         due = encode_due(time.time_ns() // 1_000_000 + int(delay * 1000)) if delay else 0
         if not self._store.append((body,), due):
             self._wait_and_append((body,), due, block, timeout)
@@ -122,23 +133,34 @@ class DurableQueue(ItemReader):
         """
         if timeout is not None and timeout < 0 and block:
             raise ValueError("'timeout' must be a non-negative number")
-        bodies = [self._encode(item) for item in items]
+        payloads = list(map(self._dumps, items))
+        sizes = [len(payload) for payload in payloads]
+        self._check_size(max(sizes, default=0))
         first = size = 0
-        for n, body in enumerate(bodies, 1):
-            size += len(body)
-            if size >= _BATCH or n == len(bodies):
-                part = bodies[first:n]
-                done = self._store.append(part)
-                if done < len(part):
-                    self._wait_and_append(part[done:], 0, block, timeout, first + done)
+        for n, length in enumerate(sizes, 1):
+            size += length
+            if size >= _BATCH or n == len(sizes):
+                self._put_part(payloads[first:n], first, block, timeout)
                 first, size = n, 0
 
-    def _encode(self, item: Any) -> bytes:
-        payload = self._codec.dumps(item)
-        size = len(payload) + HEADER_SIZE
+    def _put_part(self, payloads: list[bytes], before: int, block: bool, timeout: float | None) -> None:
+        if self._fast_append_many is not None and (did := self._fast_append_many(payloads, self._tag)):
+            if did > 1:
+                self._store.wrote()
+            return
+        bodies = [self._encode(payload) for payload in payloads]
+        done = self._store.append(bodies)
+        if done < len(bodies):
+            self._wait_and_append(bodies[done:], 0, block, timeout, before + done)
+
+    def _check_size(self, length: int) -> None:
+        size = length + HEADER_SIZE
         if size > MAX_LENGTH or (self._max_bytes and size > self._max_bytes):
             bound = self._max_bytes or MAX_LENGTH
             raise ValueError(f"{self.path}: an item of {size} bytes never fits into a queue of {bound} bytes")
+
+    def _encode(self, payload: bytes) -> bytes:
+        self._check_size(len(payload))
         return encode_body(payload, self._codec.tag, time.time_ns() // 1000, self._store._salt)
 
     def _wait_and_append(
@@ -214,6 +236,21 @@ class DurableQueue(ItemReader):
         """Counts, bytes and owners of the queue at this moment."""
         return self._store.stats()
 
+    def peek_lent(self, n: int = 1) -> list[Peeked]:
+        """What the processes that have the queue open hold un-acked: up to `n` items of each, oldest first."""
+        self._store.reap()
+        return [self._peeked(taken, pid) for pid, taken in self._store.peek_lent(n)]
+
+    @property
+    def max_deliveries(self) -> int | None:
+        """After so many deliveries without success an item goes to the dead letters; None: never."""
+        return self._store.options.max_deliveries or None
+
+    @property
+    def lease(self) -> float | None:
+        """Seconds after which a lent item returns although its holder lives; None: only when the holder is gone."""
+        return self._store.options.lease_ms / 1000 or None
+
     def sync(self) -> None:
         """Return once everything put or done before this call is on the disk, whatever the `sync` option."""
         self._store.sync()
@@ -256,7 +293,8 @@ class DurableQueue(ItemReader):
 
     def _carry(self, headers: Callable[[], Mapping[str, str]]) -> None:
         """From now on, whatever is put through this handle goes with the headers that this returns at the time."""
-        self._codec = self._codec.carrying(headers)
+        self._codec = codec = self._codec.carrying(headers)
+        self._dumps, self._tag = codec.dumps, codec.tag
 
     def _wait(self, deadline: Deadline) -> None:
         self._store.wait_for_item(deadline)
@@ -278,6 +316,10 @@ class DeadLetters(ItemReader):
         self._codec = queue._codec
         self._done = queue._done
         self._this_thread = queue._this_thread
+
+    def ids(self) -> set[str]:
+        """The ids of all dead letters, as `Delivery.id` has them; also of those that somebody has taken and not acked."""
+        return {self._store.name(position) for position in self._store.letters()}
 
     def qsize(self) -> int:
         """How many dead letters there are that nobody has."""

@@ -26,6 +26,10 @@ class Settler(HeadEnd):
 
     def ack(self, position: int, index: int, count: int) -> bool:
         """Make a lent item done; False if it is no longer ours, and then nothing was changed."""
+        if self._fast_ack is not None and (did := self._fast_ack(position, index, count)):
+            if did > 1:
+                self._is_done()
+            return True
         if self._unfit:
             self._check()
         words = self._words
@@ -101,6 +105,22 @@ class Settler(HeadEnd):
             _os.advise_needed(self._fd, position - self._head_base, ledger.size(i))
         return True
 
+    def release(self, position: int, index: int, count: int) -> bool:
+        """Give a lent item back uncounted; False if it is no longer ours, and then nothing was changed."""
+        self._check()
+        if not self._release_locked(position, index, count):
+            return False
+        self._news()
+        return True
+
+    @at_head
+    def _release_locked(self, position: int, index: int, count: int) -> bool:
+        i = self._ours(position, index, count)
+        if i < 0:
+            return False
+        self._return_uncounted(i, count)
+        return True
+
     def reject(self, position: int, index: int, count: int) -> bool:
         """Put a lent item with the dead letters; False if it is no longer ours, and then nothing was changed."""
         self._check()
@@ -169,12 +189,20 @@ class Settler(HeadEnd):
                 i = ledger.find(position, 0)
             elif i < 0 or ledger.owner[i] & ~DEAD_LENT != self._own_code:
                 continue
-            ledger.count[i] = max(0, (count & MAX_COUNT) - 1)
             if dead_letter:
+                ledger.count[i] = max(0, (count & MAX_COUNT) - 1)
                 self._bury_letter(i)
             else:
-                ledger.change(i, DEAD_CODE if is_dead_letter(ledger.owner[i]) else RETURNED_CODE)
+                self._return_uncounted(i, count)
         return gone
+
+    def _return_uncounted(self, i: int, count: int) -> None:
+        ledger = self._ledger
+        deliveries = max(0, (count & MAX_COUNT) - 1)
+        # In the file as well, where taking it may have counted it.
+        _os.pwrite(self._fd, bytes([min(deliveries, 255)]), ledger.position[i] - self._head_base + STATE_OFFSET + 1)
+        ledger.count[i] = deliveries
+        ledger.change(i, DEAD_CODE if is_dead_letter(ledger.owner[i]) else RETURNED_CODE)
 
     def _ours(self, position: int, index: int, count: int) -> int:
         """The entry of a delivery, or -1 if the item is done or went to somebody else.

@@ -27,7 +27,7 @@ from durableq._head import Taken
 from durableq._leases import DEAD_CODE, DELAYED_CODE, RETURNED_CODE
 from durableq._locks import under_cold_lock
 from durableq._owner import Owner
-from durableq._record import DONE_BYTE, READY, Header, decode_due
+from durableq._record import DONE_BYTE, HEAD_SIZE, READY, Header, decode_due
 from durableq._recovery import Reader
 from durableq._spool import Options
 from durableq._state import (
@@ -49,7 +49,7 @@ from durableq._state import (
     SHUTDOWN,
     T_COMMIT,
 )
-from durableq._tail import _HEAD, TailEnd
+from durableq._tail import TailEnd
 from durableq._wakeup import GET, JOIN, PUT, RECHECK, Condition, Deadline
 
 _SPINS = 300
@@ -133,7 +133,7 @@ class Store(TailEnd):
             return True
         if words[MAXSIZE] and self._control.waiting() >= words[MAXSIZE]:
             return False
-        if not self._max_bytes or self.live_bytes() + _HEAD + len(body) <= self._max_bytes:
+        if not self._max_bytes or self.live_bytes() + HEAD_SIZE + len(body) <= self._max_bytes:
             return True
         return self._drop_policy and self.may_take()
 
@@ -339,6 +339,29 @@ class Store(TailEnd):
                     self._show(reader, header, header.deliveries, found)
                     if len(found) == n:
                         break
+
+    @at_head
+    def peek_lent(self, n: int) -> list[tuple[int, Taken]]:
+        """What everybody has taken, with the pid of who has it: up to `n` items each, oldest first."""
+        found: list[tuple[int, Taken]] = []
+        reader = Reader(self._fd, self._salt, self._head_base)
+        for pid, code in self._owners.holders():
+            theirs: list[Taken] = []
+            i = self._ledger.search(code)
+            while i >= 0 and len(theirs) < n:
+                self._show(reader, reader.header(self._ledger.position[i]), self._ledger.count[i], theirs)
+                i = self._ledger.search(code, i + 1)
+            found.extend((pid, taken) for taken in theirs)
+        return found
+
+    @at_head
+    def letters(self) -> list[int]:
+        """The positions of all dead letters, also of those that somebody has."""
+        return self._ledger.letters()
+
+    def name(self, position: int) -> str:
+        """Names an item for good: see `Delivery.id`."""
+        return f"{self._salt:08x}-{position:x}"
 
     @staticmethod
     def _show(reader: Reader, header: Header | None, count: int, found: list[Taken]) -> None:

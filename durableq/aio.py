@@ -116,7 +116,7 @@ class AsyncDurableQueue:
         if delay < 0:
             raise ValueError("'delay' must be a non-negative number")
         due = encode_due(time_ns() // 1_000_000 + int(delay * 1000)) if delay else 0
-        await self._append([self.queue._encode(item)], due, block, timeout)
+        await self._append([self._encode(item)], due, block, timeout)
 
     def put_nowait(self, item: Any) -> None:
         """As `DurableQueue.put_nowait`; under `sync=0` it waits for the disk."""
@@ -125,7 +125,7 @@ class AsyncDurableQueue:
     async def put_many(self, items: Iterable[Any], block: bool = True, timeout: float | None = None) -> None:
         """Append items in order, as `DurableQueue.put_many`. Cancelled, it has put those for which there was room."""
         before = 0
-        for part in _parts([self.queue._encode(item) for item in items]):
+        for part in _parts([self._encode(item) for item in items]):
             await self._append(part, 0, block, timeout, before)
             before += len(part)
 
@@ -188,6 +188,9 @@ class AsyncDurableQueue:
 
     async def _take(self, attempt: Callable[[], T], block: bool, timeout: float | None) -> T:
         return await self._when(self._items, attempt, Empty, self._store.may_take, block, timeout)
+
+    def _encode(self, item: Any) -> bytes:
+        return self.queue._encode(self.queue._dumps(item))
 
     async def _append(self, bodies: list[bytes], due: int, block: bool, timeout: float | None, before: int = 0) -> None:
         done = 0

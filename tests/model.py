@@ -107,6 +107,11 @@ class Model:
             if entry.holder == holder:
                 self.nack(entry, is_dead)
 
+    def release(self, entry: Entry) -> None:
+        entry.holder = None
+        entry.state = READY
+        entry.least, entry.most = max(0, entry.least - 1), entry.most - 1
+
     def reject(self, entry: Entry) -> None:
         entry.holder = None
         entry.state = DEAD

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 import pytest
-from processes import PATIENCE
+from processes import PATIENCE, until
 
 from durableq import Delivery, Empty, StaleDeliveryError
 
@@ -225,3 +225,53 @@ def test_an_item_keeps_its_id_from_delivery_to_delivery_and_over_a_reopening(ope
     q.close()
     again = open_queue()
     assert [d.id for d in again.reserve_many(2)] == [ids[0], ids[1]]
+
+
+# -- release -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_released_item_comes_next_and_its_delivery_does_not_count(q):
+    q.put_many("ab")
+    q.reserve(timeout=0).nack()
+    q.reserve(timeout=0).release()
+    again = q.reserve(timeout=0)
+    assert (again.item, again.deliveries) == ("a", 2)
+
+
+def test_a_release_is_not_counted_by_max_deliveries_either(open_queue, path):
+    q = open_queue(max_deliveries=2)
+    q.put("x")
+    for _ in range(5):
+        q.reserve(timeout=0).release()
+    q.close()
+    path.with_name("q.dq-shm").unlink()  # as after a reboot: what counts then is what the file says
+    assert open_queue().reserve(timeout=0).deliveries == 1
+
+
+def test_a_release_of_a_dead_letter_leaves_it_one(q):
+    q.put("x")
+    q.reserve(timeout=0).reject()
+    q.dead_letters.reserve(timeout=0).release()
+    assert q.dead_letters.peek() == ["x"] and q.empty()
+
+
+def test_a_release_after_the_item_went_to_somebody_else_raises_and_changes_nothing(q):
+    q.put("x")
+    late = q.reserve(timeout=0)
+    late.nack()
+    holder = q.reserve(timeout=0)
+    with pytest.raises(StaleDeliveryError):
+        late.release()
+    assert holder.deliveries == 2
+    holder.ack()
+    assert q.stats().unfinished == 0
+
+
+def test_a_release_wakes_who_waits(q, start, path):
+    q.put("x")
+    delivery = q.reserve(timeout=0)
+    other = start("q = DurableQueue(path); say('open'); say(q.get())", path)
+    other.expect("open")
+    until(lambda: any(owner.waiting for owner in q.stats().owners))
+    delivery.release()
+    other.expect("x")

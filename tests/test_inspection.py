@@ -132,3 +132,43 @@ def test_puts_are_counted_across_a_reopening(q, open_queue):
     again = open_queue()
     again.put("d")
     assert again.stats().puts == 4
+
+
+# -- what is lent ------------------------------------------------------------------------------------------------------
+
+
+def test_peek_lent_shows_what_each_process_has(q, start, path):
+    q.put_many("abc")
+    child = start("q = DurableQueue(path); q.get(); q.get(); say('holds two'); hear()", path)
+    child.expect("holds two")
+    mine = q.reserve(timeout=0)
+    seen = {(lent.pid, lent.item, lent.deliveries) for lent in q.peek_lent(5)}
+    assert seen == {(child.pid, "a", 1), (child.pid, "b", 1), (os.getpid(), "c", 1)}
+    assert [lent.id for lent in q.peek_lent() if lent.pid == os.getpid()] == [mine.id]
+    assert len(q.peek_lent()) == 2
+
+
+def test_peek_lent_does_not_show_what_a_dead_process_had(q, start, path):
+    q.put("x")
+    child = start("q = DurableQueue(path); q.get(); say('holds it'); hear()", path)
+    child.expect("holds it")
+    child.kill()
+    assert q.peek_lent() == []
+
+
+def test_peek_deliveries_tells_how_often_an_item_was_delivered(q):
+    q.put_many("ab")
+    first = q.reserve(timeout=0)
+    first.nack()
+    (seen, *_) = q.peek_deliveries(5)
+    assert (seen.id, seen.item, seen.deliveries) == (first.id, "a", 1)
+    assert [seen.deliveries for seen in q.peek_deliveries(5)] == [1, 0]
+
+
+def test_a_queue_tells_its_own_options(open_queue):
+    q = open_queue(max_deliveries=3, lease=2.5)
+    assert (q.max_deliveries, q.lease) == (3, 2.5)
+
+
+def test_a_queue_without_these_options_tells_none(q):
+    assert (q.max_deliveries, q.lease) == (None, None)

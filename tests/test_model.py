@@ -199,7 +199,7 @@ class AgainstTheModel(RuleBasedStateMachine):
     # -- settling ------------------------------------------------------------------------------------------------------
 
     @precondition(lambda self: self.reserved)
-    @rule(data=st.data(), how=st.sampled_from(["ack", "ack", "nack", "nack later", "reject"]))
+    @rule(data=st.data(), how=st.sampled_from(["ack", "ack", "nack", "nack later", "release", "reject"]))
     def settle(self, data: st.DataObject, how: str) -> None:
         number = data.draw(st.sampled_from(sorted(self.reserved)))
         who, entry = self.reserved.pop(number)
@@ -209,11 +209,13 @@ class AgainstTheModel(RuleBasedStateMachine):
             self.model.done(entry)
         elif how == "reject":
             self.model.reject(entry)
+        elif how == "release":
+            self.model.release(entry)
         else:
             self.model.nack(entry, self.is_dead, delayed=how == "nack later")
 
     @precondition(lambda self: self.settled)
-    @rule(data=st.data(), how=st.sampled_from(["ack", "nack", "reject"]))
+    @rule(data=st.data(), how=st.sampled_from(["ack", "nack", "release", "reject"]))
     def settle_twice(self, data: st.DataObject, how: str) -> None:
         who, number = data.draw(st.sampled_from(self.settled))
         self.refuse(who, "StaleDeliveryError", "settle", number, how)

@@ -11,6 +11,7 @@ from processes import PATIENCE, until
 from durableq import DurableQueue, _os
 
 
+@pytest.mark.usefixtures("in_python")
 def test_a_handle_that_is_garbage_is_collected_under_the_locks_of_another_without_a_hang(path, open_queue, monkeypatch):
     q = open_queue(sync=None)
     q.put("x")
@@ -35,6 +36,7 @@ def test_a_handle_that_is_garbage_is_collected_under_the_locks_of_another_withou
     assert q.get_many(5) == ["x", "y"]
 
 
+@pytest.mark.usefixtures("in_python")
 def test_an_item_that_another_takes_after_an_interrupt_is_not_given_back_once_more(path, open_queue, monkeypatch):
     q, other = open_queue(sync=None, ack="get"), open_queue(sync=None, ack="get")
     q.put("x")

@@ -10,7 +10,7 @@ delivered and is not acked is a Delivery, lent as any other:
     basic_reject(requeue=True)       nack: it comes before all that waits
     basic_reject(requeue=False)      reject: it lies with the dead letters of the spool
     the worker dies                  it goes to the next one at once, marked as redelivered: no visibility timeout
-    the channel is closed            nack
+    the channel is closed            release: it goes back and was not delivered
 
 Exchanges of type direct, topic and fanout are shared by all processes; so are Celery's remote control and its events.
 Celery itself confines mingle and gossip to AMQP and Redis. Not supported: priorities, and a TTL of messages.
@@ -67,14 +67,14 @@ class QoS(virtual.QoS):
         super().ack(delivery_tag)
 
     def restore_unacked(self) -> list[Any]:
-        """Give everything back."""
+        """Give everything back: orderly, so it does not count as a delivery, however often a worker is restarted."""
         self._flush()
         while self._delivered:
             delivery_tag, _ = self._delivered.popitem()
             delivery = self.channel.lent.pop(delivery_tag, None)
             if delivery is not None:  # else another thread has just settled it
                 with suppress(DurableQError):  # closed: it has gone back; stale: as in a forked child, for it is the parent's
-                    delivery.nack()
+                    delivery.release()
         return []
 
 

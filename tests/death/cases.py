@@ -212,6 +212,13 @@ CASES = [
         take("a1", "b1"),
     ),
     Case(
+        "release",
+        lambda q, d: d[0].release(),
+        Found(ready("b1", again=("a1",))),
+        Found(ready("a1", "b1")),
+        take("a1", "b1"),
+    ),
+    Case(
         "nack for the last time",
         lambda q, d: d[0].nack(),
         Found(ready("b1"), ("a1",)),

@@ -1,0 +1,135 @@
+"""The `durableq` command: one program, a durable pipe and what one wants to know of it.
+
+A subcommand is a module of this package and its name in `COMMANDS`; see `durableq.cli._command`. Only the module of the
+subcommand that was asked for is imported, so that a short `durableq put` does not pay for the others.
+
+Whatever goes wrong becomes one line on stderr, with the remedy, and an exit code of `EXIT_CODES`; never a traceback.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import os
+import signal
+import sys
+from collections.abc import Sequence
+
+from durableq.cli._command import (
+    DAMAGED,
+    EMPTY,
+    EXIT_CODES,
+    FAILED,
+    FULL,
+    INTERNAL,
+    INTERRUPTED,
+    PIPE_CLOSED,
+    USAGE,
+    Command,
+    Failure,
+)
+from durableq.errors import DamagedError, DurableQError, Empty, Full, OptionMismatchError, ShutDown
+
+__all__ = ["COMMANDS", "EXIT_CODES", "Command", "Failure", "command", "main", "parser"]
+
+#: Every subcommand, in the order in which the help lists them. Each is `COMMAND` in the module of that name here.
+COMMANDS = ("stat", "demo")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line `argv` (without the program's name) and return the exit code.
+
+    Without `argv` it is the program itself, with the arguments of the process: an interrupt and a closed pipe then end the
+    process by their signals, which is how a shell learns that it must stop its loop as well.
+    """
+    code = _run(sys.argv[1:] if argv is None else argv)
+    if argv is None and code in (INTERRUPTED, PIPE_CLOSED):
+        number = signal.SIGINT if code == INTERRUPTED else signal.SIGPIPE
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+    return code
+
+
+def command(name: str) -> Command:
+    """The subcommand of that name. Raises KeyError."""
+    if name not in COMMANDS:
+        raise KeyError(name)
+    found: Command = importlib.import_module(f"durableq.cli.{name}").COMMAND
+    return found
+
+
+def parser(names: Sequence[str] = COMMANDS) -> argparse.ArgumentParser:
+    """The parser of the whole command line, or of that of some subcommands only."""
+    top = argparse.ArgumentParser(
+        prog="durableq",
+        description="Durable queues in single files: they outlive kill -9 and reboots.",
+        epilog="`durableq COMMAND --help` shows examples.\n\nexit codes:\n" + _exit_codes(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = top.add_subparsers(metavar="COMMAND", dest="command", required=True)
+    for name in names:
+        this = command(name)
+        sub = commands.add_parser(
+            this.name,
+            help=this.summary,
+            description=f"{this.summary[:1].upper()}{this.summary[1:]}.\n\n{this.description}".rstrip(),
+            epilog=_examples(this),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        this.arguments(sub)
+        sub.set_defaults(run=this.run)
+    return top
+
+
+def _examples(this: Command) -> str:
+    return "\n".join(["examples:", *(f"  {line}\n      {what}" for line, what in this.examples)]) if this.examples else ""
+
+
+def _exit_codes() -> str:
+    return "\n".join(f"  {code:<4} {meaning}" for code, meaning in EXIT_CODES.items())
+
+
+def _run(argv: Sequence[str]) -> int:
+    try:
+        # Parsing is inside as well: printing the help can meet a closed pipe too.
+        chosen = argv[0] if argv else ""
+        options = parser((chosen,) if chosen in COMMANDS else COMMANDS).parse_args(argv)
+        code: int = options.run(options)
+        sys.stdout.flush()
+        return code
+    except KeyboardInterrupt:
+        _complain("interrupted")
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The interpreter flushes stdout once more on its way out; that must not meet the broken pipe again.
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return PIPE_CLOSED
+    except Exception as error:
+        if os.environ.get("DURABLEQ_TRACEBACK"):
+            raise
+        _complain(_message(error))
+        return _code(error)
+
+
+def _code(error: Exception) -> int:
+    if isinstance(error, Failure):
+        return error.code
+    for kind, code in ((DamagedError, DAMAGED), (OptionMismatchError, USAGE), (Empty, EMPTY), (Full, FULL)):
+        if isinstance(error, kind):
+            return code
+    return FAILED if isinstance(error, (DurableQError, OSError, ImportError, ShutDown)) else INTERNAL
+
+
+def _message(error: Exception) -> str:
+    if isinstance(error, ShutDown):
+        return "the queue was shut down; it can be used again once the last of its programs has closed it"
+    if _code(error) == INTERNAL:
+        return f"internal error: {type(error).__name__}: {error}; DURABLEQ_TRACEBACK=1 shows where, please report it"
+    return str(error) or type(error).__name__
+
+
+def _complain(message: str) -> None:
+    with contextlib.suppress(OSError, ValueError):
+        print("durableq: " + " ".join(message.split()), file=sys.stderr)
