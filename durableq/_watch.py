@@ -83,7 +83,8 @@ class Watch:
         while self._is_wanted():
             count = EVERYBODY
             with suppress(Exception):  # all are called then, and each gets it from a try of its own
-                self._store._wait(self._condition, self._is_time, self._deadline)
+                if self._condition is not GET or not self._store.spin_for_item():
+                    self._store._wait(self._condition, self._is_time, self._deadline)
                 count = max(1, self._useful())
             self._make(count)
 
