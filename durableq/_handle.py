@@ -208,6 +208,8 @@ class Handle(Ends):
         self._tail_seen = 0
         self._back = b""
         self._back_at = 0
+        self._handed_out = 0  # items that were done when taken, and are not counted off; under the head lock
+        self._counts_off = False
         self._odd_reader: Reader | None = None
         self._look_at = 0.0
         self._sync_lock = HotLock(self._control, SYNC_MUTEX, SYNC_STATE, self.path, plain)

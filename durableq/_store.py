@@ -116,11 +116,6 @@ class Store(TailEnd):
                 return True
         return False
 
-    def may_take(self) -> bool:
-        """Whether a get that found nothing is worth another try: something is ready, or the queue was shut down."""
-        words = self._words
-        return bool(words[T_COMMIT] >> 1 != words[H_COMMIT] >> 1 or words[RETURNED] or words[SHUTDOWN])
-
     def wait_for_dead_letter(self, deadline: Deadline) -> None:
         """Sleep until there may be a dead letter to take, or the deadline."""
         self._wait(GET, lambda: bool(self.dead_letters()), deadline)
@@ -143,10 +138,14 @@ class Store(TailEnd):
         return self._drop_policy and self.may_take()
 
     def wait_until_finished(self) -> None:
-        """Sleep until nothing is unfinished."""
+        """Sleep until nothing is unfinished; if this handle counts off what it takes, until that has been done too."""
+
+        def finished() -> bool:
+            return not (self._control.unfinished() or (self._counts_off and self._handed_out))
+
         self._check()
-        while self._control.unfinished():
-            self._wait(JOIN, lambda: not self._control.unfinished(), Deadline(None))
+        while not finished():
+            self._wait(JOIN, finished, Deadline(None))
             self._check()
 
     def _wait(self, condition: Condition, ready: Callable[[], bool], deadline: Deadline) -> None:
