@@ -268,7 +268,10 @@ class Handle(Ends):
             finally:
                 # If an interrupt comes before the files are closed, the next call goes on; if it comes behind, the others
                 # find this owner dead and return what it held.
-                under_cold_lock(self.path, lambda: self._close_locked(sound))
+                if self._spool.is_deleted():  # nobody can open it, and the lock's file would stay behind for nothing
+                    self._close_locked(sound)
+                else:
+                    under_cold_lock(self.path, lambda: self._close_locked(sound))
 
     def _close_locked(self, sound: bool) -> None:
         try:

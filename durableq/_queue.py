@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 from typing import Any
 
@@ -297,6 +297,11 @@ class DurableQueue(ItemReader):
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.path!r}{' closed' if self.closed else ''}>"
+
+    def _carry(self, headers: Callable[[], Mapping[str, str]]) -> None:
+        """From now on, whatever is put through this handle goes with the headers that this returns at the time."""
+        self._codec = codec = self._codec.carrying(headers)
+        self._dumps, self._tag, self._takes_bytes = codec.dumps, codec.tag, codec.takes_bytes
 
     def _wait(self, deadline: Deadline) -> None:
         self._store.wait_for_item(deadline)

@@ -105,11 +105,16 @@ class Store(TailEnd):
 
     def wait_for_item(self, deadline: Deadline) -> None:
         """Sleep until an item may be ready, the queue was shut down, or the deadline."""
+        if not self.spin_for_item():
+            self._wait(GET, self.may_take, deadline)
+
+    def spin_for_item(self) -> bool:
+        """Look for an item for as long as a trip through the scheduler would take; whether there may be one."""
         words = self._words
-        for _ in range(_SPINS):
+        for _ in range(_SPINS):  # noqa: SIM110, a generator takes longer for each look
             if words[T_COMMIT] >> 1 != words[H_COMMIT] >> 1 or words[RETURNED] or words[SHUTDOWN]:
-                return
-        self._wait(GET, self.may_take, deadline)
+                return True
+        return False
 
     def wait_for_dead_letter(self, deadline: Deadline) -> None:
         """Sleep until there may be a dead letter to take, or the deadline."""

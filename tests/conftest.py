@@ -30,6 +30,16 @@ def path(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
 
 
 @pytest.fixture
+def directory(tmp_path: Path) -> Iterator[Path]:
+    """Where the broker directory of this test lies. After the test every spool in it is checked."""
+    where = tmp_path / "broker"
+    yield where
+    for spool in where.glob("*.dq"):
+        report = check(spool)
+        assert report.ok, report
+
+
+@pytest.fixture
 def open_queue(path: Path) -> Iterator[Callable[..., DurableQueue]]:
     """`open_queue(**options)` is `DurableQueue(path, **options)`, closed after the test."""
     handles: list[DurableQueue] = []
