@@ -1,5 +1,7 @@
 """durableq: the queue to swap in for `multiprocessing.Queue` when losing work is not acceptable."""
 
+from typing import TYPE_CHECKING, Any
+
 from durableq._check import Damage, Report, check, repair
 from durableq._delivery import Delivery, Peeked
 from durableq._dropin import JoinableQueue, Queue, SimpleQueue
@@ -19,6 +21,7 @@ from durableq.errors import (
     NotASpoolError,
     OptionMismatchError,
     PoisonedError,
+    PoolError,
     ShutDown,
     SpoolReplacedError,
     StaleDeliveryError,
@@ -26,7 +29,11 @@ from durableq.errors import (
 )
 from durableq.failures import Failure
 
+if TYPE_CHECKING:
+    from durableq.pool import Backoff, WorkerPool
+
 __all__ = [
+    "Backoff",
     "ClosedError",
     "Damage",
     "DamagedError",
@@ -46,6 +53,7 @@ __all__ = [
     "Owner",
     "Peeked",
     "PoisonedError",
+    "PoolError",
     "Queue",
     "Report",
     "ShutDown",
@@ -54,8 +62,18 @@ __all__ = [
     "StaleDeliveryError",
     "Stats",
     "TooManyOwnersError",
+    "WorkerPool",
     "check",
     "repair",
 ]
 
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    # A program that only puts and gets does not pay for what a worker pool imports.
+    if name in ("Backoff", "WorkerPool"):
+        from durableq import pool
+
+        return getattr(pool, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -39,6 +39,7 @@ class _Pure:
     _calm: int
     _base: int
     _head_base: int
+    _handed_out: int
     _ledger_region: int
     _ledger_address: int
     _fast_append = _fast_append_many = _fast_take = _fast_ack = _fast_unbind = None

@@ -81,7 +81,7 @@ typedef struct {
     char unfit, enabled;
     double look_at;
     int64_t tail_calm, calm, ledger_region;
-    uint64_t base, head_base, ledger_address;
+    uint64_t base, head_base, ledger_address, handed_out;
     /* set once by `_fast_bind` */
     Py_buffer map;
     Word *words;
@@ -603,6 +603,7 @@ again:
         goto failed;
     words[H_POS + (flip ^ 1)] = position;
     publish(&words[H_COMMIT], (commit + 2 * (uint64_t)count) ^ 1); /* this store takes them */
+    self->handed_out += done ? (uint64_t)count : 0; /* under the lock, as in HeadEnd.take */
     int tell = words[PUT_WAITERS] || words[JOIN_WAITERS] || position > words[H_NEXT];
     leave(self, HEAD_MUTEX);
     return answer(self, tell);
@@ -728,6 +729,7 @@ static PyMemberDef members[] = {
     MEMBER("_calm", T_LONGLONG, calm),
     MEMBER("_base", T_ULONGLONG, base),
     MEMBER("_head_base", T_ULONGLONG, head_base),
+    MEMBER("_handed_out", T_ULONGLONG, handed_out),
     MEMBER("_ledger_region", T_LONGLONG, ledger_region),
     MEMBER("_ledger_address", T_ULONGLONG, ledger_address),
     {NULL, 0, 0, 0, NULL},

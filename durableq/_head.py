@@ -92,6 +92,7 @@ class HeadEnd(Handle):
         if monotonic() > self._look_at:
             self._look_around()
         words = self._words
+        begun = len(box)
         code = UNKNOWN
         try:
             code = _mutex_try(self._head.address)
@@ -112,6 +113,8 @@ class HeadEnd(Handle):
                 if words[SHUTDOWN]:
                     raise ShutDown
                 return False
+            if done:
+                self._handed_out += len(box) - begun
         except BaseException:
             words[H_STATE] |= BUSY
             if box:

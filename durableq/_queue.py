@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 from typing import Any
 
@@ -111,10 +111,7 @@ class DurableQueue(ItemReader):
             raise ValueError("'timeout' must be a non-negative number")
         if delay < 0:
             raise ValueError("'delay' must be a non-negative number")
-        if type(item) is bytes and self._takes_bytes:
-            payload, tag = item, TAG_BYTES
-        else:
-            payload, tag = self._dumps(item), self._tag
+        payload, tag = self._serialize(item)
         if self._fast_append is not None and not delay and (did := self._fast_append(payload, tag)):
             if did > 1:
                 self._store.wrote()
@@ -165,6 +162,11 @@ class DurableQueue(ItemReader):
         if size > MAX_LENGTH or (self._max_bytes and size > self._max_bytes):
             bound = self._max_bytes or MAX_LENGTH
             raise ValueError(f"{self.path}: an item of {size} bytes never fits into a queue of {bound} bytes")
+
+    def _serialize(self, item: Any) -> tuple[bytes, int]:
+        if type(item) is bytes and self._takes_bytes:
+            return item, TAG_BYTES
+        return self._dumps(item), self._tag
 
     def _encode(self, payload: bytes, tag: int) -> bytes:
         self._check_size(len(payload))
@@ -297,6 +299,11 @@ class DurableQueue(ItemReader):
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.path!r}{' closed' if self.closed else ''}>"
+
+    def _carry(self, headers: Callable[[], Mapping[str, str]]) -> None:
+        """From now on, whatever is put through this handle goes with the headers that this returns at the time."""
+        self._codec = codec = self._codec.carrying(headers)
+        self._dumps, self._tag, self._takes_bytes = codec.dumps, codec.tag, codec.takes_bytes
 
     def _wait(self, deadline: Deadline) -> None:
         self._store.wait_for_item(deadline)

@@ -1,0 +1,1 @@
+"""Where durableq plugs into other systems. Each module needs its own extra, and says so if that is not installed."""
