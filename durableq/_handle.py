@@ -357,6 +357,11 @@ class Handle(Ends):
                     self._open(False)
                     self._forked = self._unfit = False
 
+    def look_if_due(self) -> None:
+        """Before many items are put or taken in one compiled call: it would leave all of them to its twin for a look."""
+        if time.monotonic() > self._look_at and not self._unfit:
+            self._look_around()
+
     def _look_around(self) -> bool:
         """Now and then: is the path still ours, did a holder of lent items die? Whether something was returned."""
         try:

@@ -80,6 +80,8 @@ class HeadEnd(Handle):
         box then holds what was taken all the same, for `untake`.
         Raises ShutDown, and OSError from the disk.
         """
+        if limit > 1:
+            self.look_if_due()
         if self._fast_take is not None and (did := self._fast_take(box, limit, done, reserved, False)):
             while len(box) < limit and (more := self._fast_take(box, limit - len(box), done, reserved, False)):
                 did |= more

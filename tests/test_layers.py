@@ -52,7 +52,7 @@ LAYERS = [
     ["integrations._broker_spools"],
     ["integrations.kombu", "integrations.otel", "integrations.prometheus"],
     # A subcommand may import everything below, and is loaded by its name.
-    ["cli._command", "cli._framing", "cli._signals"],
+    ["cli._command", "cli._framing", "cli._pipe", "cli._signals"],
     ["cli._input", "cli._output", "cli._items"],
     ["cli.demo", "cli.get", "cli.put", "cli.stat", "cli.work"],
     ["cli"],

@@ -6,25 +6,22 @@ last one: the slower the queue, the larger the batches, and nothing that is comp
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import os
 import select
 from collections.abc import Iterator
 
 from durableq.cli._framing import Splitter
+from durableq.cli._pipe import enlarge_pipe
 from durableq.cli._signals import Signals
 
 PAUSE = 0.04
 """Seconds that a block waits to be filled."""
 _FEW, _MUCH = 128 << 10, 1 << 20
-_SET_PIPE_SIZE = 1031
 
 
 def batches(fd: int, splitter: Splitter, signals: Signals) -> Iterator[list[bytes]]:
     """All items of a stream. Raises Stopped when a signal came and nothing more is there that was read; and ValueError."""
-    with contextlib.suppress(OSError):  # not a pipe, or not allowed: then it goes a little slower
-        fcntl.fcntl(fd, _SET_PIPE_SIZE, _MUCH)
+    enlarge_pipe(fd)
     poll = select.poll()
     poll.register(fd, select.POLLIN)
     # Much at a time is good for large blocks; many small items at a time only take room in the cache.

@@ -7,20 +7,17 @@ Elsewhere what the kernel has accepted has.
 
 from __future__ import annotations
 
-import array
 import errno
-import fcntl
 import os
 import select
 import stat
-import termios
 from collections.abc import Sequence
 
 from durableq.cli._command import Failure
+from durableq.cli._pipe import enlarge_pipe, unread
 from durableq.cli._signals import Signals
 
 _MOST_PIECES = 1024  # of one write: IOV_MAX
-_SET_PIPE_SIZE = 1031
 
 
 class Outlet:
@@ -34,6 +31,8 @@ class Outlet:
         except OSError as error:
             raise self._error(error) from error
         self.is_pipe = stat.S_ISFIFO(mode)
+        if self.is_pipe:
+            enlarge_pipe(fd)
         self._may_block = self.is_pipe or stat.S_ISSOCK(mode)
         self.accepted = 0
         """Bytes that the kernel has taken."""
@@ -77,11 +76,7 @@ class Outlet:
 
     def through(self) -> int:
         """Bytes that have come through."""
-        if not self.is_pipe:
-            return self.accepted
-        unread = array.array("i", [0])
-        fcntl.ioctl(self._fd, termios.FIONREAD, unread)
-        return max(0, self.accepted - unread[0])
+        return max(0, self.accepted - unread(self._fd)) if self.is_pipe else self.accepted
 
     def wait_for_reader(self, seconds: float) -> None:
         """Wait so long, or until the reader is gone: then BrokenPipeError. Raises Stopped."""
