@@ -1,5 +1,8 @@
 """durableq: the queue to swap in for `multiprocessing.Queue` when losing work is not acceptable."""
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from durableq._check import Damage, Report, check, repair
 from durableq._delivery import Delivery, Peeked
 from durableq._dropin import JoinableQueue, Queue, SimpleQueue
@@ -7,6 +10,7 @@ from durableq._owner import Owner
 from durableq._queue import DurableQueue
 from durableq._store import Stats
 from durableq.errors import (
+    BadURLError,
     ClosedError,
     DamagedError,
     DecodeError,
@@ -14,6 +18,7 @@ from durableq.errors import (
     Empty,
     Full,
     InsecureSpoolError,
+    MissingExtraError,
     NetworkFilesystemError,
     NewerFormatError,
     NotASpoolError,
@@ -23,10 +28,16 @@ from durableq.errors import (
     SpoolReplacedError,
     StaleDeliveryError,
     TooManyOwnersError,
+    UnreachableError,
+    UnsupportedError,
 )
 from durableq.failures import Failure
 
+if TYPE_CHECKING:
+    from durableq.integrations.forward import forward
+
 __all__ = [
+    "BadURLError",
     "ClosedError",
     "Damage",
     "DamagedError",
@@ -39,6 +50,7 @@ __all__ = [
     "Full",
     "InsecureSpoolError",
     "JoinableQueue",
+    "MissingExtraError",
     "NetworkFilesystemError",
     "NewerFormatError",
     "NotASpoolError",
@@ -54,8 +66,21 @@ __all__ = [
     "StaleDeliveryError",
     "Stats",
     "TooManyOwnersError",
+    "UnreachableError",
+    "UnsupportedError",
     "check",
+    "forward",
     "repair",
 ]
 
 __version__ = "0.1.0"
+
+# Loaded when they are first asked for: not every program that has a queue forwards it.
+_LATER = {"forward": "durableq.integrations.forward"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = globals()[name] = getattr(importlib.import_module(_LATER[name]), name)
+    return found
