@@ -53,17 +53,18 @@ def mark_tail_synced(spool: Spool, control: Control) -> None:
 
 def _write_tail(spool: Spool, control: Control, position: int, sequence: int) -> None:
     words = control.words
-    words[T_GEN] += 1
-    spool.write_checkpoint(TAIL_SECTOR, Checkpoint(words[T_GEN], words[BASE], position, sequence, position, words[PENDING]))
+    generation = words[T_GEN] + 1
+    spool.write_checkpoint(TAIL_SECTOR, Checkpoint(generation, words[BASE], position, sequence, position, words[PENDING]))
+    words[T_GEN] = generation  # in this order, so that the spool of these words is never older than they are: see `still_fits`
 
 
 def mark_head(spool: Spool, control: Control, reach: int = DISTANCE) -> None:
     """Write a head checkpoint that lets the head move `reach` bytes before the next one is due; under the head lock."""
     words = control.words
     position, sequence = control.head()
-    words[H_GEN] += 1
+    generation = words[H_GEN] + 1
     checkpoint = Checkpoint(
-        words[H_GEN],
+        generation,
         words[BASE],
         position,
         sequence,
@@ -74,6 +75,7 @@ def mark_head(spool: Spool, control: Control, reach: int = DISTANCE) -> None:
         words[DAMAGED_BYTES],
     )
     spool.write_checkpoint(HEAD_SECTOR, checkpoint)
+    words[H_GEN] = generation  # as the tail's
     # Only after it is written may the head go past the old limit: nothing at or behind the limit on disk is ever done.
     words[H_LIMIT] = position + reach
 

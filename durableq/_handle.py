@@ -23,6 +23,7 @@ from typing import Concatenate, ParamSpec, TypeVar
 from durableq import _os
 from durableq._checkpoint import mark_head, mark_open, mark_tail_synced
 from durableq._commit import Committer
+from durableq._compiled import Ends
 from durableq._leases import DEAD_CODE, MAX_COUNT, RETURNED_CODE, Ledger, owner_code
 from durableq._locks import HotLock, under_cold_lock
 from durableq._owner import Owners
@@ -97,8 +98,11 @@ def at_head(method: Callable[Concatenate[H, P], T]) -> Callable[Concatenate[H, P
     return locked
 
 
-class Handle:
+class Handle(Ends):
     """The open files of one handle, its locks, and its place among the owners."""
+
+    compiled = True
+    """Whether to use the compiled calls, where there are any."""
 
     def __init__(self, path: str, options: Options, *, sync: float | None, mode: int, create: bool, runs_code: bool) -> None:
         self.path = path
@@ -197,6 +201,7 @@ class Handle:
         self._reclaimer = Reclaimer(self._spool, self._control, self._ledger, self._tail)
         self._tail_calm = self._calm = -1
         self._base = self._head_base = 0
+        self._ledger_region = self._ledger_address = 0
         self._salt = self._spool.salt
         self._buffer = b""
         self._buffer_at = 0
@@ -217,9 +222,17 @@ class Handle:
             self._sync,
             weakref.WeakMethod(self._poison),
         )
+        self._bind()
         self._pay_syncs()
         _os.advise_stream(self._spool.fd)
         _close_at_exit()
+
+    def _bind(self) -> None:
+        """Let the compiled calls work on this handle. Until then each of them leaves its work to its twin."""
+        if self.compiled and self._fast_append is not None:
+            dirty = owner_word(self._owners.slot) + OWNER_DIRTY if self._sync is not None else 0
+            plain = not self._spool.options.lease_ms
+            self._fast_bind(self._control.map, self._fd, self._salt, dirty, self._lent_word, self._own_code, plain)
 
     def _pay_syncs(self) -> None:
         if self._owners.owes_sync:
@@ -274,6 +287,7 @@ class Handle:
             self._words[SHUTDOWN] = 0
             self._control.settle_tail_state()
             if sound:
+                self._reclaimer.cut_tail()
                 self._mark_closed()
         self._leave_head()
         # What comes after us into the locks in another thread finds another epoch and looks, before it touches a
@@ -402,8 +416,7 @@ class Handle:
         if self._words[T_STATE] & BUSY:
             # Cut off what was written and not published: a batch that the next put covers in part would otherwise be
             # found, in part, by the next boot.
-            with suppress(OSError):
-                _os.ftruncate(self._fd, self._control.tail()[0] - self._words[BASE])
+            self._reclaimer.cut_tail()
         self._base = self._words[BASE]
         self._tail_calm = self._control.settle_tail_state()
 
@@ -450,6 +463,7 @@ class Handle:
     def _leave_head(self) -> None:
         """Under the head lock, when the change is complete: say so, and whether the next one finds something unusual."""
         self._head_base = self._words[BASE]
+        self._ledger_region, self._ledger_address = self._ledger.place
         self._calm = self._control.settle_head_state()
 
     def _wake_everybody(self) -> None:

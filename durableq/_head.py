@@ -79,6 +79,10 @@ class HeadEnd(Handle):
         box then holds what was taken all the same, for `untake`.
         Raises ShutDown, and OSError from the disk.
         """
+        if self._fast_take is not None and (did := self._fast_take(box, limit, done, reserved)):
+            if did > 1:
+                self._told(done, len(box))
+            return True
         if self._unfit:
             self._check()
         if monotonic() > self._look_at:
@@ -112,11 +116,15 @@ class HeadEnd(Handle):
         finally:
             if not code or self._head.plain():
                 _mutex_unlock(self._head.address)
-        if done:
-            self._is_done(len(box))
-        elif words[PUT_WAITERS]:
-            self._wakeup.wake(PUT, len(box))
+        self._told(done, len(box))
         return True
+
+    def _told(self, done: bool, count: int) -> None:
+        """After a take: tell whom it concerns."""
+        if done:
+            self._is_done(count)
+        elif self._words[PUT_WAITERS]:
+            self._wakeup.wake(PUT, count)
 
     def _sort_out(self, box: list[Taken], state: bytes) -> None:
         """Interrupted, and still under the lock: keep in the box what was taken, undo what was not; others may take it next."""

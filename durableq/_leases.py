@@ -26,6 +26,7 @@ writes a new region and then flips one word.
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 import re
 from bisect import bisect_left
@@ -35,9 +36,11 @@ from durableq import _os
 from durableq._record import DEAD as STATE_DEAD
 from durableq._record import DONE
 from durableq._state import (
+    BUSY,
     DEAD,
     DELAYED,
     EPOCH,
+    H_STATE,
     LEDGER_OFFSET,
     LIVE,
     LIVE_BYTES,
@@ -45,6 +48,7 @@ from durableq._state import (
     NEXT_DUE,
     REGION,
     RETURNED,
+    SPECIAL,
     Control,
 )
 
@@ -57,9 +61,9 @@ MAX_COUNT = 0x7FFF
 
 _LOW_CODES = 120
 DEAD_LENT = 0x4000
-_CHUNK = 10
-_MIN_LOG2 = 12
-_END, _HINT, _FIRST = 0, 1, 2
+CHUNK_LOG2 = 10
+MIN_LOG2 = 12
+END, HINT, FIRST = 0, 1, 2
 _DEAD_LENT_BYTES = [bytes([high]) for high in range(0xC0, 0xE0)]
 
 _Finder = Callable[[bytes], Iterator[re.Match[bytes]]]
@@ -92,7 +96,7 @@ def _packed(code: int) -> bytes:
 
 
 def _region_bytes(log2: int) -> int:
-    chunks = 1 << log2 - _CHUNK
+    chunks = 1 << log2 - CHUNK_LOG2
     size = 64 + 16 * chunks + (24 << log2)
     return (size + _os.BLOCK - 1) & -_os.BLOCK
 
@@ -100,7 +104,7 @@ def _region_bytes(log2: int) -> int:
 def region_fits(region: int, size: int) -> bool:
     """Whether a region, as its control word names it, lies within a control file of `size` bytes."""
     log2, offset = region & (_os.BLOCK - 1), region & -_os.BLOCK
-    return _MIN_LOG2 <= log2 < 40 and offset >= LEDGER_OFFSET and offset + _region_bytes(log2) <= size
+    return MIN_LOG2 <= log2 < 40 and offset >= LEDGER_OFFSET and offset + _region_bytes(log2) <= size
 
 
 class Ledger:
@@ -112,6 +116,8 @@ class Ledger:
         self._map: mmap.mmap | None = None
         self._region = 0
         self._shift = 0
+        self.place = (0, 0)
+        """The region that is mapped, as its control word names it, and the address at which it is mapped."""
 
     # -- mapping -------------------------------------------------------------------------------------------------------
 
@@ -135,10 +141,11 @@ class Ledger:
         self._region = region
         self.capacity = capacity = 1 << log2
         self._map = mmap.mmap(self._fd, _region_bytes(log2), offset=offset)
+        self.place = region, ctypes.addressof(ctypes.c_char.from_buffer(self._map))
         view = memoryview(self._map)
         self._meta = view[:64].cast("Q")
         at = 64
-        chunks = capacity >> _CHUNK
+        chunks = capacity >> CHUNK_LOG2
         self._due = view[at : at + 8 * chunks].cast("Q")
         at += 8 * chunks
         self._dead = view[at : at + 8 * chunks].cast("Q")
@@ -157,10 +164,10 @@ class Ledger:
     @staticmethod
     def create(fd: int, words: memoryview) -> None:
         """Lay an empty region into a fresh control file."""
-        size = _region_bytes(_MIN_LOG2)
+        size = _region_bytes(MIN_LOG2)
         _os.allocate(fd, LEDGER_OFFSET, size)
-        _clear_due(fd, LEDGER_OFFSET, _MIN_LOG2)
-        words[REGION] = LEDGER_OFFSET | _MIN_LOG2
+        _clear_due(fd, LEDGER_OFFSET, MIN_LOG2)
+        words[REGION] = LEDGER_OFFSET | MIN_LOG2
 
     # -- one entry -----------------------------------------------------------------------------------------------------
 
@@ -169,16 +176,16 @@ class Ledger:
 
         It counts from the moment the head has passed it: an entry at or past the head is dropped by `recount`.
         """
-        i = self._meta[_END]
+        i = self._meta[END]
         if i == self.capacity:
             self.rebuild()
-            i = self._meta[_END]
+            i = self._meta[END]
         self.position[i] = position
         self._size[i] = size >> 3
         self.count[i] = count
         self._until[i] = NEVER
         self.owner[i] = code
-        self._meta[_END] = i + 1
+        self._meta[END] = i + 1
         words = self._words
         words[LIVE] += 1
         words[LIVE_BYTES] += size
@@ -195,7 +202,7 @@ class Ledger:
 
     def find(self, position: int, hint: int) -> int:
         """The index of the entry of a record, or -1; `hint` is where it was when it was lent."""
-        end = self._meta[_END]
+        end = self._meta[END]
         i = hint
         if i >= end or self.position[i] != position:
             i = hint - self._shift  # a rebuild moved it, most likely as far as the last one that was looked for
@@ -222,9 +229,9 @@ class Ledger:
         live = words[LIVE] - 1
         words[LIVE] = live
         if live:
-            self._dead[i >> _CHUNK] += size
-            if i == self._meta[_FIRST]:
-                self._meta[_FIRST] = i + 1
+            self._dead[i >> CHUNK_LOG2] += size
+            if i == self._meta[FIRST]:
+                self._meta[FIRST] = i + 1
         else:
             self._reset()
         return size
@@ -236,8 +243,8 @@ class Ledger:
         words = self._words
         if code == RETURNED_CODE:
             words[RETURNED] += 1
-            if i < self._meta[_HINT]:
-                self._meta[_HINT] = i
+            if i < self._meta[HINT]:
+                self._meta[HINT] = i
         elif code == DELAYED_CODE:
             words[DELAYED] += 1
         elif code >= 0xC000:
@@ -254,7 +261,7 @@ class Ledger:
     def set_until(self, i: int, until: int) -> None:
         """Set when the lease or delay of an entry ends, in milliseconds since 1970."""
         # The lower bounds first: a kill after them costs a look too many, a kill before them would cost the item.
-        chunk = i >> _CHUNK
+        chunk = i >> CHUNK_LOG2
         if until < self._due[chunk]:
             self._due[chunk] = until
         if until < self._words[NEXT_DUE]:
@@ -265,11 +272,11 @@ class Ledger:
 
     def next_returned(self) -> int:
         """Index of the oldest entry that was given back, or -1."""
-        i = self._meta[_HINT]
-        if i < self._meta[_END] and self.owner[i] == RETURNED_CODE:
+        i = self._meta[HINT]
+        if i < self._meta[END] and self.owner[i] == RETURNED_CODE:
             return i
         i = self.search(RETURNED_CODE, i)
-        self._meta[_HINT] = i if i >= 0 else self._meta[_END]
+        self._meta[HINT] = i if i >= 0 else self._meta[END]
         return i
 
     def next_dead(self, start: int = 0) -> int:
@@ -279,14 +286,14 @@ class Ledger:
     def next_owned(self, slot: int) -> int:
         """Index of the oldest entry that an owner took with `get`, or -1."""
         code = owner_code(slot)
-        i = self.search(code, self._meta[_FIRST])
+        i = self.search(code, self._meta[FIRST])
         while i >= 0 and self.count[i] & RESERVED:
             i = self.search(code, i + 1)
         return i
 
     def next_lent(self) -> int:
         """Index of the oldest entry that anybody took with `get`, or -1. Looks at every entry: for the last resort."""
-        for i in range(self._meta[_FIRST], self._meta[_END]):
+        for i in range(self._meta[FIRST], self._meta[END]):
             if slot_of(self.owner[i]) is not None and not self.count[i] & RESERVED and not is_dead_letter(self.owner[i]):
                 return i
         return -1
@@ -295,7 +302,7 @@ class Ledger:
         """Index of the first entry from `start` on that has this very code, or -1."""
         assert self._map is not None
         at = self._owners_at
-        found = self._map.find(_packed(code), at + 2 * start, at + 2 * self._meta[_END])
+        found = self._map.find(_packed(code), at + 2 * start, at + 2 * self._meta[END])
         return found - at >> 1 if found >= 0 else -1
 
     def letters(self) -> list[int]:
@@ -305,13 +312,13 @@ class Ledger:
     def codes(self) -> bytes:
         """The owner column as it is now."""
         assert self._map is not None
-        return self._map[self._owners_at : self._owners_at + 2 * self._meta[_END]]
+        return self._map[self._owners_at : self._owners_at + 2 * self._meta[END]]
 
     def floor(self, head: int) -> int:
         """The position below which every record is done."""
         assert self._map is not None
         at = self._owners_at
-        found = _first_live(self._map, at + 2 * self._meta[_FIRST], at + 2 * self._meta[_END])
+        found = _first_live(self._map, at + 2 * self._meta[FIRST], at + 2 * self._meta[END])
         return self.position[found.start() - at >> 1] if found else head
 
     # -- many entries --------------------------------------------------------------------------------------------------
@@ -321,7 +328,7 @@ class Ledger:
         assert self._map is not None
         total = 0
         start = self._owners_at
-        end = start + 2 * self._meta[_END]
+        end = start + 2 * self._meta[END]
         code = owner_code(slot)
         for old, new in ((code, RETURNED_CODE), (code | DEAD_LENT, DEAD_CODE)):
             at = self._map.find(_packed(old), start, end)
@@ -332,7 +339,7 @@ class Ledger:
                     found = piece.count(_packed(old))
                     total += found
                     self._words[RETURNED] += found
-                    self._meta[_HINT] = min(self._meta[_HINT], at - start >> 1)
+                    self._meta[HINT] = min(self._meta[HINT], at - start >> 1)
                 self._map[at:stop] = piece.replace(_packed(old), _packed(new))
                 at = self._map.find(_packed(old), stop, end)
         return total
@@ -340,12 +347,12 @@ class Ledger:
     def expire(self, now: int) -> int:
         """Return what is due at `now` (milliseconds since 1970): ended delays and ended leases; how many."""
         total = 0
-        end = self._meta[_END]
-        used = (end + (1 << _CHUNK) - 1) >> _CHUNK
+        end = self._meta[END]
+        used = (end + (1 << CHUNK_LOG2) - 1) >> CHUNK_LOG2
         for chunk in range(used):
             if self._due[chunk] > now:
                 continue
-            first, last = chunk << _CHUNK, min(chunk + 1 << _CHUNK, end)
+            first, last = chunk << CHUNK_LOG2, min(chunk + 1 << CHUNK_LOG2, end)
             earliest = NEVER
             for i in range(first, last):
                 until = self._until[i]
@@ -367,11 +374,11 @@ class Ledger:
 
     def recount(self, head: int) -> None:
         """Derive every count from the columns, after a death in the middle of a change."""
-        end = self._meta[_END]
+        end = self._meta[END]
         while end and self.position[end - 1] >= head:  # entered, but the head had not passed it yet: still waiting
             end -= 1
-        self._meta[_END] = end
-        self._meta[_HINT] = self._meta[_FIRST] = 0
+        self._meta[END] = end
+        self._meta[HINT] = self._meta[FIRST] = 0
         codes = self.codes()
         words = self._words
         words[LIVE] = end - codes.count(0) // 2
@@ -379,12 +386,12 @@ class Ledger:
         words[RETURNED] = codes.count(_packed(RETURNED_CODE))
         words[DELAYED] = codes.count(_packed(DELAYED_CODE))
         words[DEAD] = codes.count(_packed(DEAD_CODE)) + sum(codes.count(high) for high in _DEAD_LENT_BYTES)
-        used = (end + (1 << _CHUNK) - 1) >> _CHUNK
+        used = (end + (1 << CHUNK_LOG2) - 1) >> CHUNK_LOG2
         words[NEXT_DUE] = min(self._due[:used], default=NEVER)
 
     def agree(self, state_of: Callable[[int], int]) -> None:
         """After a recount: make every entry say what its record (at a position) says; the record is written first."""
-        for i in range(self._meta[_END]):
+        for i in range(self._meta[END]):
             code = self.owner[i]
             if not code:
                 continue
@@ -407,15 +414,15 @@ class Ledger:
 
     def dead_ranges(self, least: int, head: int) -> Iterator[tuple[int, int]]:
         """Position ranges between live records, from chunks in which at least `least` bytes died; marks them swept."""
-        end = self._meta[_END]
+        end = self._meta[END]
         codes = self.codes()
         done = 0
-        for chunk in range((end + (1 << _CHUNK) - 1) >> _CHUNK):
+        for chunk in range((end + (1 << CHUNK_LOG2) - 1) >> CHUNK_LOG2):
             if self._dead[chunk] < least:
                 continue
             self._dead[chunk] = 0
-            first = chunk << _CHUNK
-            for a, b in self._runs(_dead_runs, codes[2 * first : 2 * (chunk + 1 << _CHUNK)], first):
+            first = chunk << CHUNK_LOG2
+            for a, b in self._runs(_dead_runs, codes[2 * first : 2 * (chunk + 1 << CHUNK_LOG2)], first):
                 previous = _previous_live(codes, a)
                 # A run goes on over the border of its chunk, so it reaches up to its live neighbours, once. What is
                 # dead below the first live entry is not ours: the floor takes it.
@@ -427,19 +434,19 @@ class Ledger:
 
     def dead_bytes(self) -> int:
         """Bytes that died between live records since they were last swept."""
-        return sum(self._dead[: (self._meta[_END] + (1 << _CHUNK) - 1) >> _CHUNK])
+        return sum(self._dead[: (self._meta[END] + (1 << CHUNK_LOG2) - 1) >> CHUNK_LOG2])
 
     # -- the region ----------------------------------------------------------------------------------------------------
 
     def _reset(self) -> None:
-        self._meta[_END] = self._meta[_HINT] = self._meta[_FIRST] = 0
+        self._meta[END] = self._meta[HINT] = self._meta[FIRST] = 0
         self._dead[0] = 0
-        if self.capacity > 1 << _MIN_LOG2 + 2:
+        if self.capacity > 1 << MIN_LOG2 + 2:
             self.rebuild()
 
     def is_full(self) -> bool:
         """Whether the next `append` has to rebuild the region first."""
-        return self._meta[_END] == self.capacity
+        return self._meta[END] == self.capacity
 
     def rebuild(self, insert: tuple[int, int, int] | None = None) -> None:
         """Copy the live entries into a new region of fitting size and flip to it; `insert` adds a RETURNED-like entry.
@@ -449,7 +456,7 @@ class Ledger:
         """
         codes = self.codes()
         live = self._words[LIVE] + (insert is not None)
-        log2 = max(_MIN_LOG2, (2 * live - 1).bit_length() if live else 0)
+        log2 = max(MIN_LOG2, (2 * live - 1).bit_length() if live else 0)
         offset, old_log2 = self._region & -_os.BLOCK, self._region & (_os.BLOCK - 1)
         size, old_size = _region_bytes(log2), _region_bytes(old_log2)
         # The new region goes below the old one if it fits there, else behind it: so the file stays about as long as
@@ -470,13 +477,15 @@ class Ledger:
             end = fresh._copy(self, a, b, end)
         if insert is not None:
             end = fresh._place(insert, end)
-        fresh._meta[_END] = end
-        for chunk in range((end + (1 << _CHUNK) - 1) >> _CHUNK):
-            fresh._due[chunk] = min(fresh._until[chunk << _CHUNK : min(chunk + 1 << _CHUNK, end)], default=NEVER)
+        fresh._meta[END] = end
+        for chunk in range((end + (1 << CHUNK_LOG2) - 1) >> CHUNK_LOG2):
+            fresh._due[chunk] = min(fresh._until[chunk << CHUNK_LOG2 : min(chunk + 1 << CHUNK_LOG2, end)], default=NEVER)
         self._words[REGION] = place | log2  # from here on the new region is the ledger
         self.detach()
         self.__dict__.update(fresh.__dict__)
-        self._words[EPOCH] += 2  # the others map it anew; after a kill before this line the recount does it
+        words = self._words
+        words[EPOCH] += 2  # the others map it anew; after a kill before this line the recount does it
+        words[H_STATE] = words[EPOCH] << 2 | SPECIAL | words[H_STATE] & BUSY  # whoever has the head next looks closer
         _os.punch(self._fd, offset, old_size)
 
     def _copy(self, source: Ledger, a: int, b: int, end: int) -> int:
@@ -509,6 +518,6 @@ def _previous_live(codes: bytes, i: int) -> int:
 
 
 def _clear_due(fd: int, offset: int, log2: int) -> None:
-    chunks = 1 << log2 - _CHUNK
+    chunks = 1 << log2 - CHUNK_LOG2
     header = bytes(64) + NEVER.to_bytes(8, "little") * chunks + bytes(8 * chunks)
     _os.pwrite_all(fd, header, offset)

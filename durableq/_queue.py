@@ -86,6 +86,9 @@ class DurableQueue(ItemReader):
         self._store = Store(path, options, sync=sync, mode=mode, create=create, runs_code=self._codec.runs_code)
         self._take = self._store.take
         self._max_bytes = self._store.options.max_bytes
+        bounded = bool(self._max_bytes)
+        self._fast_append = None if bounded else self._store._fast_append
+        self._fast_append_many = None if bounded else self._store._fast_append_many
 
     def __getstate__(self) -> tuple[Any, ...]:
         return self._arguments
@@ -106,7 +109,12 @@ class DurableQueue(ItemReader):
             raise ValueError("'timeout' must be a non-negative number")
         if delay < 0:
             raise ValueError("'delay' must be a non-negative number")
-        body = self._encode(item)
+        payload = self._codec.dumps(item)
+        if self._fast_append is not None and not delay and (did := self._fast_append(payload, self._codec.tag)):
+            if did > 1:
+                self._store.wrote()
+            return
+        body = self._encode(payload)
         due = encode_due(time.time_ns() // 1_000_000 + int(delay * 1000)) if delay else 0
         if not self._store.append((body,), due):
             self._wait_and_append((body,), due, block, timeout)
@@ -123,23 +131,35 @@ class DurableQueue(ItemReader):
         """
         if timeout is not None and timeout < 0 and block:
             raise ValueError("'timeout' must be a non-negative number")
-        bodies = [self._encode(item) for item in items]
+        dumps = self._codec.dumps
+        payloads = [dumps(item) for item in items]
+        sizes = [len(payload) for payload in payloads]
+        self._check_size(max(sizes, default=0))
         first = size = 0
-        for n, body in enumerate(bodies, 1):
-            size += len(body)
-            if size >= _BATCH or n == len(bodies):
-                part = bodies[first:n]
-                done = self._store.append(part)
-                if done < len(part):
-                    self._wait_and_append(part[done:], 0, block, timeout, first + done)
+        for n, length in enumerate(sizes, 1):
+            size += length
+            if size >= _BATCH or n == len(sizes):
+                self._put_part(payloads[first:n], first, block, timeout)
                 first, size = n, 0
 
-    def _encode(self, item: Any) -> bytes:
-        payload = self._codec.dumps(item)
-        size = len(payload) + HEADER_SIZE
+    def _put_part(self, payloads: list[bytes], before: int, block: bool, timeout: float | None) -> None:
+        if self._fast_append_many is not None and (did := self._fast_append_many(payloads, self._codec.tag)):
+            if did > 1:
+                self._store.wrote()
+            return
+        bodies = [self._encode(payload) for payload in payloads]
+        done = self._store.append(bodies)
+        if done < len(bodies):
+            self._wait_and_append(bodies[done:], 0, block, timeout, before + done)
+
+    def _check_size(self, length: int) -> None:
+        size = length + HEADER_SIZE
         if size > MAX_LENGTH or (self._max_bytes and size > self._max_bytes):
             bound = self._max_bytes or MAX_LENGTH
             raise ValueError(f"{self.path}: an item of {size} bytes never fits into a queue of {bound} bytes")
+
+    def _encode(self, payload: bytes) -> bytes:
+        self._check_size(len(payload))
         return encode_body(payload, self._codec.tag, time.time_ns() // 1000, self._store._salt)
 
     def _wait_and_append(
@@ -153,7 +173,7 @@ class DurableQueue(ItemReader):
             if not appended:
                 if deadline.left() <= 0:
                     raise Full(f"{before + done} items were put") if before + done else Full
-                self._store.wait_for_room(deadline)
+                self._store.wait_for_room(bodies[done], deadline)
 
     # -- the rest of the standard library's methods --------------------------------------------------------------------
 

@@ -19,6 +19,7 @@ it odd knows that its author died in between and calls `settle`.
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 
 from durableq import _os
 from durableq._checkpoint import mark_head, mark_tail_synced
@@ -38,6 +39,7 @@ from durableq._state import (
     PENDING_SIZE,
     PUNCHED,
     SPECIAL,
+    T_ROOM,
     UNPUNCHED,
     Control,
 )
@@ -132,6 +134,16 @@ class Reclaimer:
             if boundary > low and high - boundary >= HEADER_SIZE:
                 self._spool.cover(boundary, high, base)
 
+    def cut_tail(self) -> None:
+        """End the file at the tail: nothing exists past it, not even for the next boot. Under the tail lock.
+
+        On a disk that refuses this the bytes stay, past the tail all the same.
+        """
+        words = self._words
+        tail = words[T_ROOM] = self._control.tail()[0]
+        with suppress(OSError):
+            _os.ftruncate(self._spool.fd, tail - words[BASE])
+
     def rewind(self) -> bool:
         """Start at the front of the file again, if the queue is drained and no producer is at work this moment.
 
@@ -145,13 +157,16 @@ class Reclaimer:
         if words[LIVE] or tail != self._control.head()[0] or words[EPOCH] & 1:
             return False
         length = tail - words[BASE]
+        pages = words[T_ROOM] - words[BASE]
         words[EPOCH] += 1
         words[BASE] = tail - SUPERBLOCK
         words[PUNCHED] = tail
         words[UNPUNCHED] = 0
         self._finish()
         if length > KEEP:
-            _os.ftruncate(self._spool.fd, SUPERBLOCK + KEEP)
+            pages = SUPERBLOCK + KEEP
+            _os.ftruncate(self._spool.fd, pages)
+        words[T_ROOM] = max(words[BASE] + pages, tail)
         return True
 
     def collapse(self) -> int:

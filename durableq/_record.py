@@ -37,6 +37,8 @@ DEAD = 0x3C
 DONE_BYTE = bytes([DONE])
 
 HEADER_SIZE = 48
+HEAD_SIZE = 24
+"""Bytes at the front of a header that depend on its position or are written in place; the body of a record is the rest."""
 STATE_OFFSET = 4
 DUE_OFFSET = 16
 MAX_LENGTH = 0xFFFF_FF00

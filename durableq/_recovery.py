@@ -53,6 +53,7 @@ from durableq._state import (
     T_COMMIT,
     T_GEN,
     T_POS,
+    T_ROOM,
     Control,
 )
 
@@ -85,7 +86,7 @@ def rebuild(spool: Spool, control: Control, ledger: Ledger, size: int) -> None:
     # Should the power fail again: what the head's checkpoint passes over was mended on the disk before it, and what is told
     # by looking behind the tail's old checkpoint is on the disk before the new one.
     _os.fdatasync(spool.fd)
-    words[SYNCED] = recovery.tail
+    words[SYNCED] = words[T_ROOM] = recovery.tail
     mark_head(spool, control)
     _os.fdatasync(spool.fd)
     mark_tail_synced(spool, control)
@@ -105,7 +106,7 @@ def still_fits(fd: int, spool: Spool) -> bool:
         return False
     for generation, sector in ((words[T_GEN], TAIL_SECTOR), (words[H_GEN], HEAD_SECTOR)):
         mark = spool.read_checkpoint(sector)
-        if mark is None or mark.generation not in (generation, generation - 1):  # a kill came before it was written
+        if mark is None or mark.generation not in (generation, generation + 1):  # a kill came before the word was stored
             return False
     if words[EPOCH] & 1:  # a change of geometry was cut short, and will be settled
         return True

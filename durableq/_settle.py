@@ -26,6 +26,10 @@ class Settler(HeadEnd):
 
     def ack(self, position: int, index: int, count: int) -> bool:
         """Make a lent item done; False if it is no longer ours, and then nothing was changed."""
+        if self._fast_ack is not None and (did := self._fast_ack(position, index, count)):
+            if did > 1:
+                self._is_done()
+            return True
         if self._unfit:
             self._check()
         words = self._words

@@ -23,6 +23,7 @@ stores a whole word at once (`struct.pack_into` goes byte by byte).
     T_MARK          producers       tail          position at which the next tail checkpoint is due
     T_GEN           producers       tail          generation of the last tail checkpoint
     T_STATE         producers       tail          as H_STATE, for the tail; SPECIAL: SHUTDOWN
+    T_ROOM          producers       tail          the file has pages up to this position, written ahead (a hint: may lag behind)
     T_PLACE, .._SEQ producers       tail          a place for the next tail checkpoint, once SYNCED has passed it; 0: none
     PUT_DELAYED     producers       tail          records ever put with a delay (statistics: one off at worst)
     H_COMMIT        consumers       head          (passed records << 1 | flip), as T_COMMIT
@@ -58,7 +59,7 @@ from contextlib import suppress
 
 from durableq import _os
 
-SHM_MAGIC = b"DQSHM\x00\x01\n"
+SHM_MAGIC = b"DQSHM\x00\x02\n"
 OWNER_OFFSET = 4096
 OWNER_SLOTS = 1024
 OWNER_SIZE = 64
@@ -66,7 +67,7 @@ LEDGER_OFFSET = OWNER_OFFSET + OWNER_SLOTS * OWNER_SIZE
 NEVER = (1 << 63) - 1
 
 EPOCH, BASE, PENDING, PENDING_SIZE, PENDING_BASE, SHUTDOWN, MAXSIZE = range(32, 39)
-T_COMMIT, T_POS, _, T_MARK, T_GEN, PUT_DELAYED, T_STATE = range(40, 47)
+T_COMMIT, T_POS, _, T_MARK, T_GEN, PUT_DELAYED, T_STATE, T_ROOM = range(40, 48)
 H_COMMIT, H_POS, _, H_STATE, H_LIMIT, H_GEN, SEEN_DELAYED, H_NEXT = range(48, 56)
 LIVE, LIVE_BYTES, RETURNED, DELAYED, DEAD, NEXT_DUE, REGION, UNPUNCHED = range(56, 64)
 PUNCHED, DROPS, DAMAGED, DAMAGED_BYTES, SLOTS = range(64, 69)

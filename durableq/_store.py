@@ -27,7 +27,7 @@ from durableq._head import Taken
 from durableq._leases import DEAD_CODE, DELAYED_CODE, RETURNED_CODE
 from durableq._locks import under_cold_lock
 from durableq._owner import Owner
-from durableq._record import DONE_BYTE, READY, Header, decode_due
+from durableq._record import DONE_BYTE, HEAD_SIZE, READY, Header, decode_due
 from durableq._recovery import Reader
 from durableq._spool import Options
 from durableq._state import (
@@ -109,26 +109,33 @@ class Store(TailEnd):
         for _ in range(_SPINS):
             if words[T_COMMIT] >> 1 != words[H_COMMIT] >> 1 or words[RETURNED] or words[SHUTDOWN]:
                 return
-        self._wait(
-            GET,
-            lambda: bool(words[T_COMMIT] >> 1 != words[H_COMMIT] >> 1 or words[RETURNED] or words[SHUTDOWN]),
-            deadline,
-        )
+        self._wait(GET, self.may_take, deadline)
+
+    def may_take(self) -> bool:
+        """Whether a get that found nothing is worth another try: something is ready, or the queue was shut down."""
+        words = self._words
+        return bool(words[T_COMMIT] >> 1 != words[H_COMMIT] >> 1 or words[RETURNED] or words[SHUTDOWN])
 
     def wait_for_dead_letter(self, deadline: Deadline) -> None:
         """Sleep until there may be a dead letter to take, or the deadline."""
         self._wait(GET, lambda: bool(self.dead_letters()), deadline)
 
-    def wait_for_room(self, deadline: Deadline) -> None:
-        """Sleep until there may be room for a put, the queue was shut down, or the deadline."""
-        control = self._control
-        before = (control.waiting(), self.live_bytes())
+    def wait_for_room(self, body: bytes, deadline: Deadline) -> None:
+        """Sleep until there may be room for a record with this body, the queue was shut down, or the deadline."""
+        self._wait(PUT, lambda: self.may_put(body), deadline)
 
-        def changed() -> bool:
-            now = (control.waiting(), self.live_bytes())
-            return now[0] < before[0] or now[1] < before[1] or bool(self._words[SHUTDOWN])
-
-        self._wait(PUT, changed, deadline)
+    def may_put(self, body: bytes) -> bool:
+        """Whether a put that found no room is worth another try. What there is counts, not what has changed: what changed
+        between the try and this look would be waited for in vain.
+        """
+        words = self._words
+        if words[SHUTDOWN]:
+            return True
+        if words[MAXSIZE] and self._control.waiting() >= words[MAXSIZE]:
+            return False
+        if not self._max_bytes or self.live_bytes() + HEAD_SIZE + len(body) <= self._max_bytes:
+            return True
+        return self._drop_policy and self.may_take()
 
     def wait_until_finished(self) -> None:
         """Sleep until nothing is unfinished."""

@@ -17,6 +17,7 @@ from engines.redis_server import RedisServer
 from processes import PATIENCE, Child
 
 from durableq import DurableQueue, check
+from durableq._handle import Handle
 
 SPOILING = {"test_bad_input", "test_check", "test_damage", "test_fuzz"}
 """Modules whose tests damage their spool on purpose."""
@@ -50,6 +51,12 @@ def open_queue(path: Path) -> Iterator[Callable[..., DurableQueue]]:
 def q(open_queue: Callable[..., DurableQueue]) -> DurableQueue:
     """A queue with the default options."""
     return open_queue()
+
+
+@pytest.fixture
+def in_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No compiled calls in this process: every call to the system goes through the seam, every step is a byte code."""
+    monkeypatch.setattr(Handle, "compiled", False)
 
 
 @pytest.fixture

@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 
 import durableq
 from durableq import DurableQueue, Empty, Full
+from durableq._handle import Handle
 
 LOOKS = ("CALL", "RESUME", "JUMP_BACKWARD", "JUMP_ABSOLUTE", "POP_JUMP_BACKWARD")
 PLACES = (os.path.dirname(durableq.__file__), os.path.join(os.path.dirname(os.__file__), "contextlib.py"))
@@ -223,6 +224,7 @@ class Stage:
 
 
 if __name__ == "__main__":
+    Handle.compiled = False  # what is compiled cannot be interrupted
     stage = Stage(SCENES[sys.argv[1]], sys.argv[2])
     faulthandler.dump_traceback_later(30, exit=True)
     n = 1

@@ -119,3 +119,19 @@ def test_one_handle_may_be_shared_by_many_threads(q):
         thread.join(PATIENCE)
     assert sorted(got) == sorted(list(range(100)) * 4)
     assert q.stats().unfinished == 0
+
+
+def test_a_ledger_that_moves_is_followed_by_the_other_handles(open_queue):
+    # More than four times what the smallest ledger holds, so that it is laid out anew when all of it is done.
+    one, two = open_queue(), open_queue()
+    one.put_many(range(20_001))
+    one.get_many(20_000)
+    assert two.get() == 20_000  # so it knows the ledger as it is now
+    two.task_done()
+    for _ in range(20_000):
+        one.task_done()
+    one.put("x")
+    assert two.get() == "x"
+    assert [owner.lent for owner in one.stats().owners] == [0, 1]
+    two.close()
+    assert one.get_nowait() == "x"

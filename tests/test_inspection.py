@@ -160,7 +160,8 @@ def test_peek_deliveries_tells_how_often_an_item_was_delivered(q):
     q.put_many("ab")
     first = q.reserve(timeout=0)
     first.nack()
-    assert [(seen.id, seen.item, seen.deliveries) for seen in q.peek_deliveries(5)][0] == (first.id, "a", 1)
+    (seen, *_) = q.peek_deliveries(5)
+    assert (seen.id, seen.item, seen.deliveries) == (first.id, "a", 1)
     assert [seen.deliveries for seen in q.peek_deliveries(5)] == [1, 0]
 
 

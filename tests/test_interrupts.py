@@ -139,7 +139,7 @@ def test_interrupted_gets_that_hand_over_for_good_keep_the_counts_right(start, p
         rounds(work)
         waiting = q.qsize()
         assert waiting == q.stats().unfinished
-        items = q.get_many(100_000)
+        items = q.get_many(100_000) if waiting else []  # on a slow machine no round came as far as its first put
         assert len(items) == waiting, (len(items), waiting)
         q.join()
         say("right")

@@ -11,6 +11,7 @@ from processes import PATIENCE, until
 from durableq import DurableQueue, _os
 
 
+@pytest.mark.usefixtures("in_python")
 def test_a_handle_that_is_garbage_is_collected_under_the_locks_of_another_without_a_hang(path, open_queue, monkeypatch):
     q = open_queue(sync=None)
     q.put("x")
@@ -35,6 +36,7 @@ def test_a_handle_that_is_garbage_is_collected_under_the_locks_of_another_withou
     assert q.get_many(5) == ["x", "y"]
 
 
+@pytest.mark.usefixtures("in_python")
 def test_an_item_that_another_takes_after_an_interrupt_is_not_given_back_once_more(path, open_queue, monkeypatch):
     q, other = open_queue(sync=None, ack="get"), open_queue(sync=None, ack="get")
     q.put("x")
@@ -192,3 +194,55 @@ def test_closing_a_handle_wakes_its_threads_in_get_put_and_join(open_queue, path
         assert not thread.is_alive()
     assert raised == ["ClosedError"] * 2
     assert [watcher._store._words[word] for word in (72, 80, 88)] == [0, 0, 0]
+
+
+@pytest.mark.parametrize("bound", [{"maxsize": 1}, {"max_bytes": 64}], ids=lambda bound: next(iter(bound)))
+def test_a_put_is_not_left_waiting_for_room_that_came_between_its_try_and_its_wait(open_queue, monkeypatch, bound):
+    q, other = open_queue(ack="get", **bound), open_queue(ack="get")
+    q.put("x")
+    order = []
+
+    def before_the_wait(*args):
+        order.append(other.get())
+        monkeypatch.undo()
+        return real(*args)
+
+    real = q._store.wait_for_room
+    monkeypatch.setattr(q._store, "wait_for_room", before_the_wait)
+    putter = threading.Thread(target=q.put, args=("y",), daemon=True)
+    putter.start()
+    putter.join(PATIENCE)
+    assert not putter.is_alive()
+    assert order == ["x"]
+    assert other.get_nowait() == "y"
+
+
+def test_a_put_that_may_drop_the_oldest_goes_on_when_there_is_something_to_drop_again(path, open_queue, start):
+    q = open_queue(max_bytes=130, on_full="drop_oldest", sync=None)
+    q.put("a")
+    lent = q.reserve()
+    holder = start(
+        """
+        q = DurableQueue(path)
+        q.put("b")
+        delivery = q.reserve()
+        say("has it")
+        hear()
+        delivery.nack()
+        say("back")
+        hear()
+        """,
+        path,
+    )
+    holder.expect("has it")
+    putter = threading.Thread(target=q.put, args=("c",), daemon=True)
+    putter.start()
+    until(lambda: any(owner.waiting for owner in q.stats().owners))
+    holder.tell()
+    holder.expect("back")
+    putter.join(PATIENCE)
+    assert not putter.is_alive()
+    assert q.get() == "c"
+    q.task_done()
+    lent.ack()
+    assert q.stats().drops == 1

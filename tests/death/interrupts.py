@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from durableq import DurableQueue, _store
+from durableq._handle import Handle
 
 from .cases import CASES
 from .scenes import BIG
@@ -99,6 +100,7 @@ def _child(case: Case, folder: Path, n: int) -> dict[str, Any]:
 
 
 def _scene(case: Case, path: str, n: int) -> dict[str, Any]:
+    Handle.compiled = False
     _store.cold_lock = lambda path: nullcontext()  # type: ignore[assignment]  # another library's lock, with limits of its own
     for module, name, value in case.patches:
         setattr(module, name, value)

@@ -15,6 +15,7 @@ from typing import Any
 
 import durableq
 from durableq import DurableQueue
+from durableq._handle import Handle
 from durableq._state import GET_WAITERS, JOIN_WAITERS, PUT_WAITERS
 
 from .scenes import BIG, kept
@@ -135,6 +136,7 @@ def _in_child(case: Case, path: str, n: int, say_where: bool = False) -> tuple[i
 
 
 def _operate(case: Case, path: str, n: int, writing: int, say_where: bool) -> None:
+    Handle.compiled = False  # every step is a byte code here; who survives may be compiled or not
     for module, name, value in case.patches:
         setattr(module, name, value)
 
@@ -169,6 +171,7 @@ class Helper:
             with _last_words():
                 os.close(go)
                 signal.alarm(0)
+                Handle.compiled = False
                 q = DurableQueue(path, sync=None) if early and not case.alone else None
                 at = struct.unpack("<q", os.read(self._go, 8))[0]
                 Steps(at, die).watch(lambda: _repair(q or DurableQueue(path, sync=None)))

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from durableq import _os
+from durableq._handle import Handle
 
 Entry = tuple[Any, ...]
 _NAMES = ("pwrite", "pwritev", "ftruncate", "punch", "collapse", "fdatasync", "fsync")
@@ -41,11 +42,14 @@ class Recorder:
     @contextmanager
     def installed(self) -> Iterator[Recorder]:
         """In place of the real calls, as long as the context lasts."""
+        compiled = Handle.compiled
+        Handle.compiled = compiled and self._only_calls  # what is compiled calls the system past the seam
         for name in ("fdatasync",) if self._only_calls else _NAMES:
             setattr(_os, name, getattr(self, name))
         try:
             yield self
         finally:
+            Handle.compiled = compiled
             for name, real in self._real.items():
                 setattr(_os, name, real)
 

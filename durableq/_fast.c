@@ -1,0 +1,598 @@
+/* The compiled hot path: the usual put, get and ack, and nothing else.
+ *
+ * Each call below does one operation from lock to unlock exactly as its twin in Python does (`TailEnd.append`, `HeadEnd.take`,
+ * `Settler.ack`: the reference, and the place where the order of stores is explained). Whatever is not usual, a shutdown, a
+ * returned item, a delay, a damaged record, a batch of space to give back, a full disk, a dead holder, it leaves to them: it
+ * answers 0, and has changed nothing that exists. So there is one implementation of every rule, and a second one of the
+ * common case only, which a kill can cut at any instruction and an interrupt cannot cut at all.
+ *
+ * Stores into the mapped words go through `volatile` pointers: a killed process leaves the stores that it made, in the order
+ * in which they are written here. Publishing stores are releases, so that other processors see them in that order too.
+ *
+ * The GIL is held except around system calls. Nobody waits for a lock with the GIL in hand for longer than a short spin.
+ */
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+#include <structmember.h>
+
+#include <errno.h>
+#include <linux/futex.h>
+#include <pthread.h>
+#include <stdint.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "_fast_crc32.h"
+
+#if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "the file format is little-endian; without this module the package does the same in Python"
+#endif
+
+/* As in _state.py, _record.py, _leases.py and _reclaim.py; _compiled.py compares `LAYOUT` with them. */
+enum {
+    MAXSIZE = 38, T_COMMIT = 40, T_POS = 41, T_MARK = 43, T_STATE = 46, T_ROOM = 47,
+    H_COMMIT = 48, H_POS = 49, H_STATE = 51, H_NEXT = 55,
+    LIVE = 56, LIVE_BYTES = 57, RETURNED = 58, DELAYED = 59, REGION = 62, UNPUNCHED = 63,
+    GET_WAITERS = 72, GET_WORD = 73, PUT_WAITERS = 80, JOIN_WAITERS = 88,
+    TAIL_MUTEX = 3840, HEAD_MUTEX = 3968, BUSY = 1,
+    HEADER_SIZE = 48, HEAD_SIZE = 24, STATE_OFFSET = 4, READY = 0x0F, DONE = 0xF0,
+    MIN_LOG2 = 12, CHUNK_LOG2 = 10, LEDGER_END = 0, LEDGER_FIRST = 2,
+    WINDOW = 64 << 10, AHEAD = 64 << 10, BATCH = 1 << 20, BLOCK = 4096,
+};
+#define MAGIC 0x71D5A10Cu
+#define NEVER ((1ull << 63) - 1)
+#define LAYOUT                                                                                                            \
+    {MAXSIZE, T_COMMIT, T_POS, T_MARK, T_STATE, T_ROOM, H_COMMIT, H_POS, H_STATE, H_NEXT, LIVE, LIVE_BYTES, RETURNED,     \
+     DELAYED, REGION, UNPUNCHED, GET_WAITERS, GET_WORD, PUT_WAITERS, JOIN_WAITERS, TAIL_MUTEX, HEAD_MUTEX, BUSY,          \
+     HEADER_SIZE, HEAD_SIZE, STATE_OFFSET, READY, DONE, MIN_LOG2, CHUNK_LOG2, LEDGER_END, LEDGER_FIRST, BATCH, BLOCK, MAGIC}
+
+enum { SPINS = 100, MOST_BUFFERED = 8 << 20, COPIED = 8 << 10 };
+enum { LEFT = 0, DID = 1, TELL = 2 }; /* what a call answers; TELL: done, and somebody is to be told (`_told`, `wrote`) */
+
+typedef volatile uint64_t Word;
+
+typedef struct __attribute__((packed)) {
+    uint32_t magic;
+    uint8_t state, deliveries;
+    uint16_t zero;
+    uint64_t position, due;
+    uint32_t length, sum;
+    uint64_t enqueued;
+    uint16_t tag, zero2;
+    uint32_t check;
+} Header;
+
+typedef struct {
+    PyObject_HEAD
+    /* what Python assigns; see `Handle` */
+    char unfit, enabled;
+    double look_at;
+    int64_t tail_calm, calm, ledger_region;
+    uint64_t base, head_base, ledger_address;
+    /* set once by `_fast_bind` */
+    Py_buffer map;
+    Word *words;
+    int fd, lends_plainly;
+    uint32_t salt;
+    uint64_t dirty_word, lent_word;
+    uint16_t own_code;
+    /* read-ahead of the head: records in [buffer_at, buffer_at + buffered) */
+    uint8_t *buffer;
+    size_t capacity, buffered, last_size;
+    uint64_t buffer_at, tail_seen;
+} Ends;
+
+static uint8_t zeros[AHEAD];
+
+static inline void publish(Word *word, uint64_t value) { __atomic_store_n((uint64_t *)word, value, __ATOMIC_RELEASE); }
+static inline uint64_t observe(Word *word) { return __atomic_load_n((uint64_t *)word, __ATOMIC_ACQUIRE); }
+static inline size_t record_size(size_t length) { return (HEADER_SIZE + 7 + length) & ~(size_t)7; }
+
+static int unusable(Ends *self)
+{
+    struct timespec now;
+    if (self->unfit || !self->enabled)
+        return 1;
+    clock_gettime(CLOCK_MONOTONIC, &now); /* time.monotonic */
+    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec > self->look_at;
+}
+
+/* Whether the lock is ours now, and all is as usual under it. */
+static int enter(Ends *self, int mutex, int state, int64_t calm)
+{
+    pthread_mutex_t *lock = (pthread_mutex_t *)((char *)self->words + mutex);
+    int code = EBUSY;
+    for (int n = 0; n < SPINS && code == EBUSY; n++) {
+        code = pthread_mutex_trylock(lock);
+#if defined(__x86_64__)
+        if (code == EBUSY)
+            __builtin_ia32_pause();
+#endif
+    }
+    if (code == EBUSY) {
+        struct timespec limit;
+        Py_BEGIN_ALLOW_THREADS
+        clock_gettime(CLOCK_REALTIME, &limit);
+        limit.tv_nsec += 20000000;
+        limit.tv_sec += limit.tv_nsec / 1000000000;
+        limit.tv_nsec %= 1000000000;
+        code = pthread_mutex_timedlock(lock, &limit);
+        Py_END_ALLOW_THREADS
+    }
+    if (code == EOWNERDEAD) { /* as `HotLock._mend`: the sign before the mending */
+        self->words[state] |= BUSY;
+        pthread_mutex_consistent(lock);
+        code = 0;
+    }
+    if (code)
+        return 0;
+    if ((int64_t)self->words[state] == calm)
+        return 1;
+    pthread_mutex_unlock(lock);
+    return 0;
+}
+
+static void leave(Ends *self, int mutex) { pthread_mutex_unlock((pthread_mutex_t *)((char *)self->words + mutex)); }
+
+static ssize_t write_at(int fd, const void *data, size_t size, uint64_t offset)
+{
+    ssize_t written;
+    Py_BEGIN_ALLOW_THREADS
+    written = pwrite(fd, data, size, (off_t)offset);
+    Py_END_ALLOW_THREADS
+    return written;
+}
+
+/* After a change: is there anybody to tell? */
+static PyObject *answer(Ends *self, int tell)
+{
+    if (self->dirty_word && self->words[self->dirty_word] != 1)
+        tell = 1;
+    return PyLong_FromLong(tell ? TELL : DID);
+}
+
+/* -- put ------------------------------------------------------------------------------------------------------------ */
+
+static void fill_header(Ends *self, uint8_t *to, const uint8_t *payload, size_t length, unsigned tag)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_REALTIME, &now);
+    Header header = {
+        .magic = MAGIC, .state = READY, .length = (uint32_t)length, .sum = crc32_of(payload, length, 0),
+        .enqueued = (uint64_t)now.tv_sec * 1000000 + (uint64_t)now.tv_nsec / 1000, .tag = (uint16_t)tag};
+    header.check = crc32_of((uint8_t *)&header + HEAD_SIZE, HEADER_SIZE - HEAD_SIZE - 4, self->salt);
+    memcpy(to, &header, HEADER_SIZE);
+}
+
+/* Append `count` records that lie in the vector; the bytes of their positions are already counted. */
+static PyObject *append(Ends *self, struct iovec *parts, int n_parts, uint8_t **headers, const size_t *sizes, size_t count)
+{
+    Word *words = self->words;
+    size_t total = 0;
+    for (size_t n = 0; n < count; n++)
+        total += sizes[n];
+    if (!enter(self, TAIL_MUTEX, T_STATE, self->tail_calm))
+        return PyLong_FromLong(LEFT);
+    uint64_t commit = words[T_COMMIT], flip = commit & 1, tail = words[T_POS + flip], end = tail + total;
+    uint64_t most = words[MAXSIZE];
+    if (end > words[T_MARK] ||
+        (most && (commit >> 1) - (words[H_COMMIT] >> 1) + words[RETURNED] + words[DELAYED] + count > most)) {
+        leave(self, TAIL_MUTEX);
+        return PyLong_FromLong(LEFT);
+    }
+    uint64_t position = tail;
+    for (size_t n = 0; n < count; n++) {
+        memcpy(headers[n] + offsetof(Header, position), &position, 8);
+        position += sizes[n];
+    }
+    int wake;
+    ssize_t written;
+    Py_BEGIN_ALLOW_THREADS
+    if (n_parts == 1)
+        written = pwrite(self->fd, parts[0].iov_base, parts[0].iov_len, (off_t)(tail - self->base));
+    else
+        written = pwritev(self->fd, parts, n_parts, (off_t)(tail - self->base));
+    if (written == (ssize_t)total) {
+        if (end > words[T_ROOM]) {
+            ssize_t ahead = total < AHEAD ? pwrite(self->fd, zeros, AHEAD, (off_t)(end - self->base)) : 0;
+            words[T_ROOM] = end + (uint64_t)(ahead > 0 ? ahead : 0);
+        }
+        words[T_POS + (flip ^ 1)] = end;
+        publish(&words[T_COMMIT], (commit + 2 * count) ^ 1); /* this store publishes them */
+    }
+    leave(self, TAIL_MUTEX);
+    wake = written == (ssize_t)total && words[GET_WAITERS] != 0; /* published first, looked for sleepers second */
+    if (wake) {
+        words[GET_WORD] = (words[GET_WORD] + 1) & 0xFFFFFFFFu;
+        syscall(SYS_futex, (void *)&words[GET_WORD], FUTEX_WAKE, (int)count, NULL, NULL, 0);
+    }
+    Py_END_ALLOW_THREADS
+    if (written != (ssize_t)total)
+        return PyLong_FromLong(LEFT); /* nothing past the tail exists; the twin tries again, and says what is wrong */
+    return answer(self, 0);
+}
+
+static PyObject *fast_append(Ends *self, PyObject *const *args, Py_ssize_t nargs)
+{
+    if (nargs != 2 || !PyBytes_CheckExact(args[0]) || unusable(self))
+        return PyLong_FromLong(LEFT);
+    const uint8_t *payload = (const uint8_t *)PyBytes_AS_STRING(args[0]);
+    size_t length = (size_t)PyBytes_GET_SIZE(args[0]), size = record_size(length);
+    unsigned long tag = PyLong_AsUnsignedLong(args[1]);
+    if (PyErr_Occurred())
+        return NULL;
+    if (length > 1u << 30)
+        return PyLong_FromLong(LEFT);
+    uint8_t record[HEADER_SIZE + COPIED + 8], *header = record;
+    fill_header(self, record, payload, length, (unsigned)tag);
+    struct iovec parts[3] = {{record, size}, {(void *)payload, length}, {zeros, size - HEADER_SIZE - length}};
+    if (length <= COPIED) {
+        memcpy(record + HEADER_SIZE, payload, length);
+        memset(record + HEADER_SIZE + length, 0, size - HEADER_SIZE - length);
+        return append(self, parts, 1, &header, &size, 1);
+    }
+    parts[0].iov_len = HEADER_SIZE; /* from here on a copy costs more than two more elements in a vector */
+    return append(self, parts, parts[2].iov_len ? 3 : 2, &header, &size, 1);
+}
+
+static PyObject *fast_append_many(Ends *self, PyObject *const *args, Py_ssize_t nargs)
+{
+    if (nargs != 2 || !PyList_CheckExact(args[0]) || unusable(self))
+        return PyLong_FromLong(LEFT);
+    unsigned long tag = PyLong_AsUnsignedLong(args[1]);
+    if (PyErr_Occurred())
+        return NULL;
+    size_t count = (size_t)PyList_GET_SIZE(args[0]), total = 0;
+    for (size_t n = 0; n < count; n++) {
+        PyObject *payload = PyList_GET_ITEM(args[0], n);
+        if (!PyBytes_CheckExact(payload) || total > MOST_BUFFERED)
+            return PyLong_FromLong(LEFT);
+        total += record_size((size_t)PyBytes_GET_SIZE(payload));
+    }
+    if (!count || total > MOST_BUFFERED)
+        return PyLong_FromLong(LEFT);
+    uint8_t *records = PyMem_Calloc(1, total), **headers = PyMem_Malloc(count * sizeof *headers);
+    size_t *sizes = PyMem_Malloc(count * sizeof *sizes);
+    PyObject *result = NULL;
+    if (records && headers && sizes) {
+        uint8_t *at = records;
+        for (size_t n = 0; n < count; n++) {
+            PyObject *item = PyList_GET_ITEM(args[0], n);
+            const uint8_t *payload = (const uint8_t *)PyBytes_AS_STRING(item);
+            size_t length = (size_t)PyBytes_GET_SIZE(item);
+            fill_header(self, at, payload, length, (unsigned)tag);
+            memcpy(at + HEADER_SIZE, payload, length);
+            headers[n] = at;
+            at += sizes[n] = record_size(length);
+        }
+        struct iovec part = {records, total};
+        result = append(self, &part, 1, headers, sizes, count);
+    } else
+        PyErr_NoMemory();
+    PyMem_Free(records);
+    PyMem_Free(headers);
+    PyMem_Free(sizes);
+    return result;
+}
+
+/* -- the ledger, as `_leases.Ledger` lays it out --------------------------------------------------------------------- */
+
+typedef struct {
+    uint64_t capacity;
+    Word *meta, *dead, *position, *until;
+    volatile uint32_t *size;
+    volatile uint16_t *owner, *count;
+} Columns;
+
+static int columns(Ends *self, Columns *ledger)
+{
+    if (!self->ledger_address || (int64_t)self->words[REGION] != self->ledger_region)
+        return 0;
+    uint64_t capacity = 1ull << (self->ledger_region & (BLOCK - 1)), chunks = capacity >> CHUNK_LOG2;
+    ledger->capacity = capacity;
+    ledger->meta = (Word *)(uintptr_t)self->ledger_address;
+    ledger->dead = ledger->meta + 8 + chunks; /* behind the due column */
+    ledger->position = ledger->dead + chunks;
+    ledger->until = ledger->position + capacity;
+    ledger->size = (volatile uint32_t *)(ledger->until + capacity);
+    ledger->owner = (volatile uint16_t *)(ledger->size + capacity);
+    ledger->count = ledger->owner + capacity;
+    return 1;
+}
+
+/* -- get ------------------------------------------------------------------------------------------------------------ */
+
+/* Have the bytes of the record at a position in the buffer; its header there, or NULL if it is not one to deliver plainly. */
+static Header *record_at(Ends *self, uint64_t position)
+{
+    for (int tries = 0; tries < 2; tries++) {
+        uint64_t at = position - self->buffer_at;
+        size_t wanted = WINDOW > self->last_size ? WINDOW : self->last_size;
+        if (position >= self->buffer_at && at + HEADER_SIZE <= self->buffered) {
+            Header *header = (Header *)(self->buffer + at);
+            if (header->magic != MAGIC || header->state != READY || header->due || header->position != position ||
+                crc32_of((uint8_t *)header + HEAD_SIZE, HEADER_SIZE - HEAD_SIZE - 4, self->salt) != header->check)
+                return NULL;
+            size_t size = record_size(header->length);
+            if (at + size <= self->buffered) {
+                self->last_size = size;
+                return crc32_of((uint8_t *)header + HEADER_SIZE, header->length, 0) == header->sum ? header : NULL;
+            }
+            wanted = wanted > size ? wanted : size;
+        }
+        if (tries || wanted > MOST_BUFFERED)
+            break;
+        if (wanted > self->tail_seen - position)
+            wanted = self->tail_seen - position;
+        if (wanted > self->capacity) {
+            uint8_t *larger = PyMem_Realloc(self->buffer, wanted);
+            if (!larger)
+                break;
+            self->buffer = larger;
+            self->capacity = wanted;
+        }
+        ssize_t got;
+        self->buffered = 0;
+        Py_BEGIN_ALLOW_THREADS
+        got = pread(self->fd, self->buffer, wanted, (off_t)(position - self->head_base));
+        Py_END_ALLOW_THREADS
+        self->buffer_at = position;
+        self->buffered = got > 0 ? (size_t)got : 0;
+    }
+    return NULL;
+}
+
+/* Before the head passes them: the done marks of `count` records from `position` on, all in the buffer. */
+static int mark_done(Ends *self, uint64_t position, size_t size, size_t count)
+{
+    uint8_t *first = self->buffer + (position - self->buffer_at), done = DONE;
+    uint64_t offset = position - self->head_base;
+    int one_write = count > 1 && size <= count << 10; /* of all their bytes: nothing but the marks changes */
+    size_t at;
+    for (at = 0; at < size; at += record_size(((Header *)(first + at))->length)) {
+        first[at + STATE_OFFSET] = DONE;
+        if (!one_write && write_at(self->fd, &done, 1, offset + at + STATE_OFFSET) != 1)
+            break;
+    }
+    if (at == size && (!one_write || write_at(self->fd, first, size, offset) == (ssize_t)size))
+        return 1;
+    done = READY; /* the disk refused: they stay in the queue, so none of them may look done to who mends it */
+    for (at = 0; at < size; at += record_size(((Header *)(first + at))->length))
+        (void)!write_at(self->fd, &done, 1, offset + at + STATE_OFFSET);
+    return 0;
+}
+
+static PyObject *fast_take(Ends *self, PyObject *const *args, Py_ssize_t nargs)
+{
+    if (nargs != 4 || !PyList_CheckExact(args[0]) || unusable(self))
+        return PyLong_FromLong(LEFT);
+    PyObject *box = args[0];
+    long limit = PyLong_AsLong(args[1]), reserved = PyLong_AsLong(args[3]);
+    int done = args[2] == Py_True;
+    if (PyErr_Occurred())
+        return NULL;
+    if (!done && !self->lends_plainly)
+        return PyLong_FromLong(LEFT);
+    if (!enter(self, HEAD_MUTEX, H_STATE, self->calm))
+        return PyLong_FromLong(LEFT);
+    Word *words = self->words;
+    Columns ledger;
+    uint64_t commit = words[H_COMMIT], flip = commit & 1, first = words[H_POS + flip], position = first, entry = 0;
+    Py_ssize_t before = PyList_GET_SIZE(box), count = 0;
+    if (first >= self->tail_seen) {
+        uint64_t seen;
+        do {
+            seen = observe(&words[T_COMMIT]);
+            self->tail_seen = observe(&words[T_POS + (seen & 1)]);
+        } while (observe(&words[T_COMMIT]) != seen);
+    }
+    if (!done) {
+        if (!columns(self, &ledger))
+            goto left;
+        entry = ledger.meta[LEDGER_END];
+    }
+    while (count < limit && position < self->tail_seen) {
+        if (count && position + HEADER_SIZE > self->buffer_at + self->buffered)
+            break;
+        if (count) { /* what was found before it must stay in the buffer */
+            Header *next = (Header *)(self->buffer + (position - self->buffer_at));
+            if (position + record_size(next->length) > self->buffer_at + self->buffered)
+                break;
+        }
+        Header *header = record_at(self, position);
+        if (!header)
+            break;
+        size_t size = record_size(header->length);
+        if (position + size > words[H_NEXT] || (!done && entry >= ledger.capacity))
+            break;
+        long deliveries = (header->deliveries + 1) | reserved;
+        PyObject *payload = PyBytes_FromStringAndSize((char *)header + HEADER_SIZE, header->length);
+        PyObject *taken = payload ? Py_BuildValue("(KLlHKN)", (unsigned long long)position, done ? -1LL : (long long)entry,
+                                                  deliveries, header->tag, (unsigned long long)header->enqueued, payload)
+                                  : NULL;
+        if (!taken || PyList_Append(box, taken)) {
+            Py_XDECREF(taken);
+            goto failed;
+        }
+        Py_DECREF(taken);
+        if (!done) { /* as Ledger.append: an entry at or past the head does not count yet */
+            words[self->lent_word] = 1;
+            ledger.position[entry] = position;
+            ledger.size[entry] = (uint32_t)(size >> 3);
+            ledger.count[entry] = (uint16_t)deliveries;
+            ledger.until[entry] = NEVER;
+            ledger.owner[entry] = self->own_code;
+            ledger.meta[LEDGER_END] = ++entry;
+            words[LIVE] += 1;
+            words[LIVE_BYTES] += size;
+        }
+        position += size;
+        count++;
+    }
+    if (!count)
+        goto left;
+    if (done && !mark_done(self, first, position - first, (size_t)count))
+        goto failed;
+    words[H_POS + (flip ^ 1)] = position;
+    publish(&words[H_COMMIT], (commit + 2 * (uint64_t)count) ^ 1); /* this store takes them */
+    leave(self, HEAD_MUTEX);
+    return answer(self, words[PUT_WAITERS] || words[JOIN_WAITERS]);
+failed: /* nothing was taken; BUSY has the twin derive anew what is half written */
+    PyErr_Clear();
+    self->buffered = 0;
+    words[H_STATE] |= BUSY;
+    PyList_SetSlice(box, before, PyList_GET_SIZE(box), NULL);
+left:
+    leave(self, HEAD_MUTEX);
+    return PyLong_FromLong(LEFT);
+}
+
+/* -- ack ------------------------------------------------------------------------------------------------------------ */
+
+static PyObject *fast_ack(Ends *self, PyObject *const *args, Py_ssize_t nargs)
+{
+    if (nargs != 3 || unusable(self))
+        return PyLong_FromLong(LEFT);
+    uint64_t position = PyLong_AsUnsignedLongLong(args[0]), entry = PyLong_AsUnsignedLongLong(args[1]);
+    unsigned long count = PyLong_AsUnsignedLong(args[2]);
+    if (PyErr_Occurred()) {
+        PyErr_Clear();
+        return PyLong_FromLong(LEFT);
+    }
+    if (!enter(self, HEAD_MUTEX, H_STATE, self->calm))
+        return PyLong_FromLong(LEFT);
+    Word *words = self->words;
+    Columns ledger;
+    uint8_t done = DONE;
+    uint64_t size = 0;
+    int usual = columns(self, &ledger) && entry < ledger.meta[LEDGER_END] && ledger.position[entry] == position &&
+                ledger.owner[entry] == self->own_code && ledger.count[entry] == count;
+    if (usual) {
+        size = (uint64_t)ledger.size[entry] << 3;
+        usual = words[UNPUNCHED] + size < BATCH && (words[LIVE] > 1 || ledger.capacity <= 1u << (MIN_LOG2 + 2));
+    }
+    /* The mark first: an entry whose record is done is noticed, a record without an entry would be lost. */
+    if (!usual || write_at(self->fd, &done, 1, position - self->head_base + STATE_OFFSET) != 1) {
+        leave(self, HEAD_MUTEX);
+        return PyLong_FromLong(LEFT);
+    }
+    ledger.owner[entry] = 0;
+    words[LIVE_BYTES] -= size;
+    words[LIVE] -= 1;
+    if (words[LIVE]) {
+        ledger.dead[entry >> CHUNK_LOG2] += size;
+        if (entry == ledger.meta[LEDGER_FIRST])
+            ledger.meta[LEDGER_FIRST] = entry + 1;
+    } else {
+        ledger.meta[0] = ledger.meta[1] = ledger.meta[2] = 0;
+        ledger.dead[0] = 0;
+    }
+    words[UNPUNCHED] += size;
+    leave(self, HEAD_MUTEX);
+    return answer(self, words[PUT_WAITERS] || words[JOIN_WAITERS]);
+}
+
+/* -- the type ------------------------------------------------------------------------------------------------------- */
+
+static PyObject *fast_bind(Ends *self, PyObject *args)
+{
+    PyObject *map;
+    unsigned int salt;
+    unsigned long long dirty_word, lent_word;
+    unsigned short own_code;
+    int fd, lends_plainly;
+    if (!PyArg_ParseTuple(args, "OiIKKHp", &map, &fd, &salt, &dirty_word, &lent_word, &own_code, &lends_plainly))
+        return NULL;
+    if (self->map.obj)
+        PyBuffer_Release(&self->map);
+    if (PyObject_GetBuffer(map, &self->map, PyBUF_WRITABLE))
+        return NULL;
+    self->words = self->map.buf;
+    self->fd = fd;
+    self->salt = salt;
+    self->dirty_word = dirty_word;
+    self->lent_word = lent_word;
+    self->own_code = own_code;
+    self->lends_plainly = lends_plainly;
+    self->buffered = self->last_size = 0;
+    self->buffer_at = self->tail_seen = 0;
+    self->enabled = 1;
+    Py_RETURN_NONE;
+}
+
+static void ends_dealloc(Ends *self)
+{
+    if (self->map.obj)
+        PyBuffer_Release(&self->map);
+    PyMem_Free(self->buffer);
+    Py_TYPE(self)->tp_free((PyObject *)self);
+}
+
+#define MEMBER(name, kind, field) {name, kind, offsetof(Ends, field), 0, NULL}
+static PyMemberDef members[] = {
+    MEMBER("_unfit", T_BOOL, unfit),
+    MEMBER("_look_at", T_DOUBLE, look_at),
+    MEMBER("_tail_calm", T_LONGLONG, tail_calm),
+    MEMBER("_calm", T_LONGLONG, calm),
+    MEMBER("_base", T_ULONGLONG, base),
+    MEMBER("_head_base", T_ULONGLONG, head_base),
+    MEMBER("_ledger_region", T_LONGLONG, ledger_region),
+    MEMBER("_ledger_address", T_ULONGLONG, ledger_address),
+    {NULL, 0, 0, 0, NULL},
+};
+
+#define METHOD(name, function, text) {name, (PyCFunction)(void (*)(void))function, METH_FASTCALL, text}
+static PyMethodDef methods[] = {
+    {"_fast_bind", (PyCFunction)fast_bind, METH_VARARGS, "(map, fd, salt, dirty_word, lent_word, own_code, lends_plainly)"},
+    METHOD("_fast_append", fast_append, "(payload, tag): 1 if it was appended, 2 if somebody is to be told, else 0"),
+    METHOD("_fast_append_many", fast_append_many, "(payloads, tag): as _fast_append, all of them or none"),
+    METHOD("_fast_take", fast_take, "(box, limit, done, reserved): as HeadEnd.take; answers as _fast_append"),
+    METHOD("_fast_ack", fast_ack, "(position, index, count): as Settler.ack; answers as _fast_append"),
+    {NULL, NULL, 0, NULL},
+};
+
+static PyTypeObject ends_type = {
+    PyVarObject_HEAD_INIT(NULL, 0).tp_name = "durableq._fast.Ends",
+    .tp_doc = "The compiled part of a handle; see the head of _fast.c.",
+    .tp_basicsize = sizeof(Ends),
+    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE,
+    .tp_new = PyType_GenericNew,
+    .tp_dealloc = (destructor)ends_dealloc,
+    .tp_members = members,
+    .tp_methods = methods,
+};
+
+static PyObject *crc32_for_tests(PyObject *Py_UNUSED(module), PyObject *args)
+{
+    Py_buffer data;
+    unsigned int start = 0;
+    if (!PyArg_ParseTuple(args, "y*|I", &data, &start))
+        return NULL;
+    uint32_t sum = crc32_of(data.buf, (size_t)data.len, start);
+    PyBuffer_Release(&data);
+    return PyLong_FromUnsignedLong(sum);
+}
+
+static PyMethodDef functions[] = {
+    {"crc32", crc32_for_tests, METH_VARARGS, "(data, start=0): as zlib.crc32"},
+    {NULL, NULL, 0, NULL},
+};
+
+static struct PyModuleDef definition = {
+    PyModuleDef_HEAD_INIT, .m_name = "durableq._fast", .m_size = -1, .m_methods = functions};
+
+PyMODINIT_FUNC PyInit__fast(void)
+{
+    static const unsigned long layout[] = LAYOUT;
+    crc32_prepare();
+    PyObject *module = PyModule_Create(&definition), *numbers = PyTuple_New(sizeof layout / sizeof *layout);
+    if (!module || !numbers || PyType_Ready(&ends_type))
+        return NULL;
+    for (size_t n = 0; n < sizeof layout / sizeof *layout; n++)
+        PyTuple_SET_ITEM(numbers, n, PyLong_FromUnsignedLong(layout[n]));
+    if (PyModule_AddObject(module, "LAYOUT", numbers) || PyModule_AddObjectRef(module, "Ends", (PyObject *)&ends_type))
+        return NULL;
+    return module;
+}
