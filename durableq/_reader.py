@@ -9,11 +9,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
-from durableq._delivery import Delivery, Peeked
+from durableq._delivery import Delivery, Lender, Peeked
 from durableq._head import Taken
 from durableq._leases import MAX_COUNT, RESERVED
 from durableq._serializers import Codec
-from durableq._store import Store
 from durableq._unacked import Unacked
 from durableq._wakeup import Deadline
 from durableq.errors import DecodeError, Empty
@@ -38,14 +37,15 @@ os.register_at_fork(after_in_child=_forget_after_fork)
 
 
 class ItemReader(ABC):
-    """Blocking and decoding around `Store.take`. The store's part never blocks; here is only the waiting."""
+    """Blocking and decoding around `take`. The store's part never blocks; here is only the waiting."""
 
-    _store: Store
+    _store: Lender
     _codec: Codec
     _take: Callable[[list[Taken], int, bool, int], bool]
     _done: bool
     _dead = False
     _this_thread: _ThisThread
+    _delivery: type[Delivery] = Delivery
 
     def get(self, block: bool = True, timeout: float | None = None) -> Any:
         """Take the oldest item and return it.
@@ -100,7 +100,7 @@ class ItemReader(ABC):
         box: list[Taken] = []
         try:
             taken = self._take_many(box, max_items, block, timeout, False, RESERVED)
-            return [Delivery(self._store, entry, item) for entry, item in taken]
+            return [self._delivery(self._store, entry, item) for entry, item in taken]
         except BaseException:
             self._store.untake(box, self._dead)
             raise
