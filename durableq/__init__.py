@@ -34,6 +34,7 @@ from durableq.errors import (
 from durableq.failures import Failure
 
 if TYPE_CHECKING:
+    from durableq.integrations.connect import connect
     from durableq.integrations.forward import forward
 
 __all__ = [
@@ -69,6 +70,7 @@ __all__ = [
     "UnreachableError",
     "UnsupportedError",
     "check",
+    "connect",
     "forward",
     "repair",
 ]
@@ -76,7 +78,7 @@ __all__ = [
 __version__ = "0.1.0"
 
 # Loaded when they are first asked for: not every program that has a queue forwards it.
-_LATER = {"forward": "durableq.integrations.forward"}
+_LATER = {"connect": "durableq.integrations.connect", "forward": "durableq.integrations.forward"}
 
 
 def __getattr__(name: str) -> Any:

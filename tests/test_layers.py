@@ -43,6 +43,11 @@ LAYERS = [
     ["integrations.sinks.amqp", "integrations.sinks.kafka", "integrations.sinks.redis"],
     ["integrations.sinks.open"],
     ["integrations.forward"],
+    ["integrations.engines"],
+    ["integrations.engines.base"],
+    ["integrations.engines.queue", "integrations.engines.redis_scripts"],
+    ["integrations.engines.kombu", "integrations.engines.redis"],
+    ["integrations.connect"],
     # A subcommand may import everything below, and is loaded by its name.
     ["cli._command"],
     ["cli.demo", "cli.forward", "cli.stat"],

@@ -19,7 +19,9 @@ with `routing_key` if one is given. An item's topic stands in the place of the q
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from typing import Any
+from urllib.parse import quote
 
 from durableq.errors import BadURLError
 from durableq.integrations._extras import need
@@ -29,6 +31,7 @@ from durableq.integrations.sinks.base import AwayError, Parcel, Sink
 
 __all__ = ["AmqpSink"]
 
+_WORDS = {"queue", "exchange", "routing_key"}
 CONNECT_PATIENCE = 5.0
 PATIENCE = 30.0
 """Seconds without a sign of life after which a connection is given up."""
@@ -37,10 +40,10 @@ PATIENCE = 30.0
 class AmqpSink(Sink):
     """A queue or an exchange of an AMQP broker; `url` as `durableq.integrations._urls` has it."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, queue: str = "") -> None:
         self._kombu = need("kombu", "kombu")
         self._precondition_failed = need("amqp", "kombu").PreconditionFailed
-        engine = split(url, {"queue", "exchange", "routing_key"})
+        engine = split(f"{url}{'&' if '?' in url else '?'}queue={quote(queue)}" if queue else url, _WORDS)
         self._exchange = engine.words.get("exchange", "")
         self._routing_key = engine.words.get("routing_key", engine.words.get("queue", ""))
         self.name = f"{engine.place} {f'exchange {self._exchange}' if self._exchange else f'queue {self._routing_key}'}"
@@ -52,7 +55,9 @@ class AmqpSink(Sink):
 
     def open(self) -> None:
         if self._connection is not None:
-            return
+            if not self._dropped():
+                return
+            self.close()
         connection = self._kombu.Connection(
             self._url,
             connect_timeout=CONNECT_PATIENCE,
@@ -78,6 +83,15 @@ class AmqpSink(Sink):
             self.close()
             raise AwayError(str(exc)) from exc
 
+    def _dropped(self) -> bool:
+        """Whether the broker has closed an idle connection meanwhile."""
+        try:
+            with suppress(TimeoutError):
+                self._connection.drain_events(timeout=0.001)
+        except self._errors:
+            return True
+        return False
+
     def _find_queue(self, name: str) -> None:
         """Declare the queue unless it is there, on channels of its own: a broker that says no closes the channel."""
         if name in self._known:
@@ -98,6 +112,13 @@ class AmqpSink(Sink):
         except self._errors as exc:
             raise self._away(exc) from exc
         self._heard = time.monotonic()
+
+    def deliver(self, parcel: Parcel) -> None:
+        """Send a parcel and wait until all of it is confirmed. Raises AwayError."""
+        self.open()
+        self.send(parcel)
+        while not self.wait(parcel, PATIENCE):
+            pass  # it raises by itself when nothing more comes
 
     def _publish(self, message: Message) -> None:
         routing_key = message.topic or self._routing_key
