@@ -1,1 +1,1 @@
-"""Figures for durableq, each printed by a program of its own: `python -m benchmarks.growth`."""
+"""Figures for durableq: `python -m benchmarks` against other queues, and programs of their own for growth and durable puts."""

@@ -22,7 +22,7 @@ import time
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
-from benchmarks.growth import environment
+from benchmarks.common import environment
 from durableq import DurableQueue, _os
 
 ITEM = b"x" * 100
@@ -92,7 +92,7 @@ def main() -> int:
     parser.add_argument("--dir", help="folder on the disk to measure (default: that of temporary files)")
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
-    print(environment(Path(options.dir or tempfile.gettempdir())))
+    print(f"{environment(Path(options.dir or tempfile.gettempdir()))}, items of {len(ITEM)} B")
     rounds = [{name: once(name, options.dir) for name in SUBJECTS} for _ in range(options.rounds)]
     median = {name: statistics.median(r[name] for r in rounds) for name in SUBJECTS}
     for name, rate in median.items():

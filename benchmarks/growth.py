@@ -24,7 +24,6 @@ import contextlib
 import gc
 import json
 import os
-import platform
 import shutil
 import signal
 import statistics
@@ -39,6 +38,7 @@ from pathlib import Path
 import psutil
 
 import durableq
+from benchmarks.common import environment
 from durableq import DurableQueue
 
 ITEM = b"x" * 100
@@ -308,15 +308,6 @@ def judge(name: str, found: Found) -> tuple[str, list[str]]:
     return line, broken
 
 
-def environment(directory: Path) -> str:
-    around = [part for part in psutil.disk_partitions(all=True) if directory.is_relative_to(part.mountpoint)]
-    kind = max(around, key=lambda part: len(part.mountpoint)).fstype if around else "unknown file system"
-    return (
-        f"{os.cpu_count()} CPUs, Linux {platform.release()}, Python {platform.python_version()}, "
-        f"{kind} on {directory}, items of {len(ITEM)} B"
-    )
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("`")[0])
     parser.add_argument("--dir", help="where the spools go (default: a temporary directory)")
@@ -338,7 +329,7 @@ def main() -> int:
 
 
 def table(directory: Path, options: argparse.Namespace) -> int:
-    print(environment(directory))
+    print(f"{environment(directory)}, items of {len(ITEM)} B")
     print(f"scale {options.scale:g}; µs and ratio to the empty queue (medians of {options.rounds} rounds)\n")
     print(f"{'':<10} {'put':^11} {'get':^11} {'task_done':^11} growth   MB  excess  -shm   open   close  ok")
     print(f"{'':<10} {'':^11} {'':^11} {'':^11} {'':>6}  RSS     MiB   MiB     ms      ms", flush=True)

@@ -13,7 +13,7 @@ from durableq import _leases as leases
 from durableq import _os
 from durableq import _record as record
 from durableq import _state as state
-from durableq._reclaim import BATCH
+from durableq._reclaim import BATCH, REWIND
 
 
 def _layout() -> tuple[int, ...]:
@@ -24,7 +24,8 @@ def _layout() -> tuple[int, ...]:
         *(state.DELAYED, state.REGION, state.UNPUNCHED, state.GET_WAITERS, state.GET_WORD, state.PUT_WAITERS),
         *(state.JOIN_WAITERS, state.TAIL_MUTEX, state.HEAD_MUTEX, state.BUSY),
         *(record.HEADER_SIZE, record.HEAD_SIZE, record.STATE_OFFSET, record.READY, record.DONE),
-        *(leases.MIN_LOG2, leases.CHUNK_LOG2, leases.END, leases.FIRST, BATCH, _os.BLOCK, record.MAGIC),
+        *(leases.MIN_LOG2, leases.CHUNK_LOG2, leases.END, leases.FIRST, BATCH, REWIND, _os.BLOCK),
+        record.MAGIC,
     )
 
 
@@ -39,7 +40,7 @@ class _Pure:
     _head_base: int
     _ledger_region: int
     _ledger_address: int
-    _fast_append = _fast_append_many = _fast_take = _fast_ack = None
+    _fast_append = _fast_append_many = _fast_take = _fast_ack = _fast_unbind = None
 
 
 COMPILED = False

@@ -11,14 +11,18 @@
  *
  * The GIL is held except around system calls. Nobody waits for a lock with the GIL in hand for longer than a short spin.
  */
+#define _GNU_SOURCE
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 #include <structmember.h>
 
 #include <errno.h>
+#include <fcntl.h>
 #include <linux/futex.h>
 #include <pthread.h>
+#include <sched.h>
 #include <stdint.h>
+#include <sys/mman.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
 #include <time.h>
@@ -39,17 +43,24 @@ enum {
     TAIL_MUTEX = 3840, HEAD_MUTEX = 3968, BUSY = 1,
     HEADER_SIZE = 48, HEAD_SIZE = 24, STATE_OFFSET = 4, READY = 0x0F, DONE = 0xF0,
     MIN_LOG2 = 12, CHUNK_LOG2 = 10, LEDGER_END = 0, LEDGER_FIRST = 2,
-    WINDOW = 64 << 10, AHEAD = 64 << 10, BATCH = 1 << 20, BLOCK = 4096,
+    WINDOW = 64 << 10, AHEAD = 64 << 10, BATCH = 1 << 20, REWIND = 256 << 10, BLOCK = 4096,
 };
 #define MAGIC 0x71D5A10Cu
 #define NEVER ((1ull << 63) - 1)
 #define LAYOUT                                                                                                            \
     {MAXSIZE, T_COMMIT, T_POS, T_MARK, T_STATE, T_ROOM, H_COMMIT, H_POS, H_STATE, H_NEXT, LIVE, LIVE_BYTES, RETURNED,     \
      DELAYED, REGION, UNPUNCHED, GET_WAITERS, GET_WORD, PUT_WAITERS, JOIN_WAITERS, TAIL_MUTEX, HEAD_MUTEX, BUSY,          \
-     HEADER_SIZE, HEAD_SIZE, STATE_OFFSET, READY, DONE, MIN_LOG2, CHUNK_LOG2, LEDGER_END, LEDGER_FIRST, BATCH, BLOCK, MAGIC}
+     HEADER_SIZE, HEAD_SIZE, STATE_OFFSET, READY, DONE, MIN_LOG2, CHUNK_LOG2, LEDGER_END, LEDGER_FIRST, BATCH, REWIND, BLOCK,   \
+     MAGIC}
 
-enum { SPINS = 100, MOST_BUFFERED = 8 << 20, COPIED = 8 << 10 };
-enum { LEFT = 0, DID = 1, TELL = 2 }; /* what a call answers; TELL: done, and somebody is to be told (`_told`, `wrote`) */
+/* Seconds and items: see `look_out`. */
+#define LOOK_OUT 30e-6
+#define LINGER 3e-6
+#define STREAM_FOR 20e-6
+enum { STREAM = 16, DIALOGUE = 100 };
+#define MARKED (2ull << 20) /* bytes of the spool that are mapped at a time, for done marks */
+enum { SPINS = 100, NAP = 20000 /* ns */, NAPS = 20, MOST_BUFFERED = 8 << 20, COPIED = 8 << 10 };
+enum { LEFT = 0, DID = 1, TELL = 2 }; /* what a call answers; TELL: done, and somebody is to be told (`told`, `wrote`) */
 
 typedef volatile uint64_t Word;
 
@@ -82,6 +93,11 @@ typedef struct {
     uint8_t *buffer;
     size_t capacity, buffered, last_size;
     uint64_t buffer_at, tail_seen;
+    int streaming; /* below zero: so many times more it is taken for a dialogue */
+    /* where done marks are written: MARKED bytes of the spool from marks_at on */
+    uint8_t *marks;
+    uint64_t marks_at;
+    pid_t marks_pid;
 } Ends;
 
 static uint8_t zeros[AHEAD];
@@ -90,13 +106,17 @@ static inline void publish(Word *word, uint64_t value) { __atomic_store_n((uint6
 static inline uint64_t observe(Word *word) { return __atomic_load_n((uint64_t *)word, __ATOMIC_ACQUIRE); }
 static inline size_t record_size(size_t length) { return (HEADER_SIZE + 7 + length) & ~(size_t)7; }
 
-static int unusable(Ends *self)
+/* As time.monotonic. */
+static double seconds(void)
 {
     struct timespec now;
-    if (self->unfit || !self->enabled)
-        return 1;
-    clock_gettime(CLOCK_MONOTONIC, &now); /* time.monotonic */
-    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec > self->look_at;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+}
+
+static int unusable(Ends *self)
+{
+    return self->unfit || !self->enabled || seconds() > self->look_at;
 }
 
 /* Whether the lock is ours now, and all is as usual under it. */
@@ -112,13 +132,22 @@ static int enter(Ends *self, int mutex, int state, int64_t calm)
 #endif
     }
     if (code == EBUSY) {
+        /* Its holder is not at work at this moment, or it would have left by now. Who sleeps on the lock itself makes each unlock
+         * a system call, and is woken into a lock that is taken again; a nap costs nobody anything. */
+        const struct timespec nap = {0, NAP};
         struct timespec limit;
         Py_BEGIN_ALLOW_THREADS
-        clock_gettime(CLOCK_REALTIME, &limit);
-        limit.tv_nsec += 20000000;
-        limit.tv_sec += limit.tv_nsec / 1000000000;
-        limit.tv_nsec %= 1000000000;
-        code = pthread_mutex_timedlock(lock, &limit);
+        for (int n = 0; n < NAPS && code == EBUSY; n++) {
+            nanosleep(&nap, NULL);
+            code = pthread_mutex_trylock(lock);
+        }
+        if (code == EBUSY) {
+            clock_gettime(CLOCK_REALTIME, &limit);
+            limit.tv_nsec += 20000000;
+            limit.tv_sec += limit.tv_nsec / 1000000000;
+            limit.tv_nsec %= 1000000000;
+            code = pthread_mutex_timedlock(lock, &limit);
+        }
         Py_END_ALLOW_THREADS
     }
     if (code == EOWNERDEAD) { /* as `HotLock._mend`: the sign before the mending */
@@ -187,7 +216,7 @@ static PyObject *append(Ends *self, struct iovec *parts, int n_parts, uint8_t **
         memcpy(headers[n] + offsetof(Header, position), &position, 8);
         position += sizes[n];
     }
-    int wake;
+    uint64_t sleepers;
     ssize_t written;
     Py_BEGIN_ALLOW_THREADS
     if (n_parts == 1)
@@ -203,8 +232,8 @@ static PyObject *append(Ends *self, struct iovec *parts, int n_parts, uint8_t **
         publish(&words[T_COMMIT], (commit + 2 * count) ^ 1); /* this store publishes them */
     }
     leave(self, TAIL_MUTEX);
-    wake = written == (ssize_t)total && words[GET_WAITERS] != 0; /* published first, looked for sleepers second */
-    if (wake) {
+    sleepers = written == (ssize_t)total ? words[GET_WAITERS] : 0; /* published first, looked for sleepers second */
+    if (sleepers && (commit >> 1) - (words[H_COMMIT] >> 1) < sleepers) { /* else they are all awake: see _wakeup.py */
         words[GET_WORD] = (words[GET_WORD] + 1) & 0xFFFFFFFFu;
         syscall(SYS_futex, (void *)&words[GET_WORD], FUTEX_WAKE, (int)count, NULL, NULL, 0);
     }
@@ -302,6 +331,61 @@ static int columns(Ends *self, Columns *ledger)
     return 1;
 }
 
+/* -- done marks ----------------------------------------------------------------------------------------------------- */
+
+static int done_fd = -1; /* a file in memory whose first byte is DONE */
+
+static void unmap_marks(Ends *self)
+{
+    if (self->marks && self->marks_pid == getpid()) /* a forked child has not inherited it */
+        munmap(self->marks, MARKED);
+    self->marks = NULL;
+}
+
+/* Map the part of the spool that the offset lies in. Through a description of its own: a mapping keeps one alive, and with it
+ * the locks that a handle has on the spool until it is closed. */
+static void map_marks(Ends *self, uint64_t offset)
+{
+    char name[32];
+    unmap_marks(self);
+    snprintf(name, sizeof name, "/proc/self/fd/%d", self->fd);
+    int fd = open(name, O_RDWR | O_CLOEXEC);
+    if (fd < 0)
+        return;
+    self->marks_at = offset & ~(MARKED - 1);
+    void *at = mmap(NULL, MARKED, PROT_READ | PROT_WRITE, MAP_SHARED, fd, (off_t)self->marks_at);
+    close(fd);
+    if (at == MAP_FAILED)
+        return;
+    madvise(at, MARKED, MADV_DONTFORK);
+    self->marks = at;
+    self->marks_pid = getpid();
+}
+
+/* Write one done mark.
+ *
+ * A write to the file would wait for the producer that is writing to it at this moment, and it for us: the kernel has one lock
+ * for all writes to a file, and taking turns at it costs both of them several times the write. A store into a mapped page needs
+ * no lock, but is SIGBUS where the file system cannot take it (a full copy-on-write file system, a dead journal). So the kernel
+ * is asked to do the store: a read from a file in memory into the mapped page, which answers EFAULT instead; then the write is
+ * tried after all, for its error. The page is there: the record on it was just read. */
+static int mark(Ends *self, uint64_t offset, int follow)
+{
+    const uint8_t done = DONE;
+    if (follow && done_fd >= 0 && (!self->marks || offset - self->marks_at >= MARKED))
+        map_marks(self, offset);
+    if (self->marks && offset - self->marks_at < MARKED) {
+        volatile uint8_t *at = self->marks + (offset - self->marks_at);
+        ssize_t got;
+        Py_BEGIN_ALLOW_THREADS
+        got = pread(done_fd, (void *)at, 1, 0);
+        Py_END_ALLOW_THREADS
+        if (got == 1 && *at == DONE)
+            return 1;
+    }
+    return write_at(self->fd, &done, 1, offset) == 1;
+}
+
 /* -- get ------------------------------------------------------------------------------------------------------------ */
 
 /* Have the bytes of the record at a position in the buffer; its header there, or NULL if it is not one to deliver plainly. */
@@ -347,34 +431,63 @@ static Header *record_at(Ends *self, uint64_t position)
 /* Before the head passes them: the done marks of `count` records from `position` on, all in the buffer. */
 static int mark_done(Ends *self, uint64_t position, size_t size, size_t count)
 {
-    uint8_t *first = self->buffer + (position - self->buffer_at), done = DONE;
+    uint8_t *first = self->buffer + (position - self->buffer_at), ready = READY;
     uint64_t offset = position - self->head_base;
     int one_write = count > 1 && size <= count << 10; /* of all their bytes: nothing but the marks changes */
     size_t at;
     for (at = 0; at < size; at += record_size(((Header *)(first + at))->length)) {
         first[at + STATE_OFFSET] = DONE;
-        if (!one_write && write_at(self->fd, &done, 1, offset + at + STATE_OFFSET) != 1)
+        if (!one_write && !mark(self, offset + at + STATE_OFFSET, 1))
             break;
     }
     if (at == size && (!one_write || write_at(self->fd, first, size, offset) == (ssize_t)size))
         return 1;
-    done = READY; /* the disk refused: they stay in the queue, so none of them may look done to who mends it */
+    /* The disk refused. They stay in the queue, so none of them may look done to who mends it. */
     for (at = 0; at < size; at += record_size(((Header *)(first + at))->length))
-        (void)!write_at(self->fd, &done, 1, offset + at + STATE_OFFSET);
+        (void)!write_at(self->fd, &ready, 1, offset + at + STATE_OFFSET);
     return 0;
 }
 
-static PyObject *fast_take(Ends *self, PyObject *const *args, Py_ssize_t nargs)
+/* Nothing waits. Look out for more for as long as a sleep and a wake would cost; whether something came.
+ *
+ * Who takes each item the moment that it is published works on the very pages and cache lines that the producer is writing, and
+ * slows both down. So when items come in a stream, a few are let come together. In a dialogue the second one comes only after
+ * the first one was answered; there nobody lingers, but for a trial now and then. */
+static int look_out(Ends *self)
 {
-    if (nargs != 4 || !PyList_CheckExact(args[0]) || unusable(self))
-        return PyLong_FromLong(LEFT);
-    PyObject *box = args[0];
-    long limit = PyLong_AsLong(args[1]), reserved = PyLong_AsLong(args[3]);
-    int done = args[2] == Py_True;
-    if (PyErr_Occurred())
-        return NULL;
-    if (!done && !self->lends_plainly)
-        return PyLong_FromLong(LEFT);
+    Word *words = self->words;
+    uint64_t behind = 0;
+    Py_BEGIN_ALLOW_THREADS
+    double start = seconds(), first = 0, now = start;
+    while (words[H_STATE] == (uint64_t)self->calm) {
+        uint64_t more = (observe(&words[T_COMMIT]) >> 1) - (words[H_COMMIT] >> 1);
+        if (more && !behind) {
+            first = now;
+            if (self->streaming < 0) {
+                self->streaming++;
+                behind = more;
+                break;
+            }
+        }
+        behind = more;
+        if (behind >= STREAM)
+            break;
+        now = seconds();
+        if (behind == 1 && now - first > LINGER) {
+            self->streaming = -DIALOGUE;
+            break;
+        }
+        if (now - (behind ? first : start) > (behind ? STREAM_FOR : LOOK_OUT))
+            break;
+        sched_yield(); /* on a busy machine it may be the producer that waits for this processor */
+    }
+    Py_END_ALLOW_THREADS
+    return behind != 0;
+}
+
+static PyObject *take(Ends *self, PyObject *box, long limit, int done, long reserved, int patient)
+{
+again:
     if (!enter(self, HEAD_MUTEX, H_STATE, self->calm))
         return PyLong_FromLong(LEFT);
     Word *words = self->words;
@@ -408,15 +521,19 @@ static PyObject *fast_take(Ends *self, PyObject *const *args, Py_ssize_t nargs)
         if (position + size > words[H_NEXT] || (!done && entry >= ledger.capacity))
             break;
         long deliveries = (header->deliveries + 1) | reserved;
-        PyObject *payload = PyBytes_FromStringAndSize((char *)header + HEADER_SIZE, header->length);
-        PyObject *taken = payload ? Py_BuildValue("(KLlHKN)", (unsigned long long)position, done ? -1LL : (long long)entry,
-                                                  deliveries, header->tag, (unsigned long long)header->enqueued, payload)
-                                  : NULL;
-        if (!taken || PyList_Append(box, taken)) {
-            Py_XDECREF(taken);
+        PyObject *taken = PyTuple_New(6);
+        if (!taken)
             goto failed;
-        }
+        PyTuple_SET_ITEM(taken, 0, PyLong_FromUnsignedLongLong(position));
+        PyTuple_SET_ITEM(taken, 1, PyLong_FromLongLong(done ? -1 : (long long)entry));
+        PyTuple_SET_ITEM(taken, 2, PyLong_FromLong(deliveries));
+        PyTuple_SET_ITEM(taken, 3, PyLong_FromLong(header->tag));
+        PyTuple_SET_ITEM(taken, 4, PyLong_FromUnsignedLongLong(header->enqueued));
+        PyTuple_SET_ITEM(taken, 5, PyBytes_FromStringAndSize((char *)header + HEADER_SIZE, header->length));
+        int refused = PyErr_Occurred() != NULL || PyList_Append(box, taken);
         Py_DECREF(taken);
+        if (refused)
+            goto failed;
         if (!done) { /* as Ledger.append: an entry at or past the head does not count yet */
             words[self->lent_word] = 1;
             ledger.position[entry] = position;
@@ -431,8 +548,15 @@ static PyObject *fast_take(Ends *self, PyObject *const *args, Py_ssize_t nargs)
         position += size;
         count++;
     }
-    if (!count)
-        goto left;
+    if (!count) {
+        int empty = first >= self->tail_seen && first - self->head_base < REWIND; /* else it is time for a rewind */
+        leave(self, HEAD_MUTEX);
+        if (empty && patient && look_out(self)) {
+            patient = 0;
+            goto again;
+        }
+        return PyLong_FromLong(LEFT);
+    }
     if (done && !mark_done(self, first, position - first, (size_t)count))
         goto failed;
     words[H_POS + (flip ^ 1)] = position;
@@ -447,6 +571,19 @@ failed: /* nothing was taken; BUSY has the twin derive anew what is half written
 left:
     leave(self, HEAD_MUTEX);
     return PyLong_FromLong(LEFT);
+}
+
+static PyObject *fast_take(Ends *self, PyObject *const *args, Py_ssize_t nargs)
+{
+    if (nargs != 5 || !PyList_CheckExact(args[0]) || unusable(self))
+        return PyLong_FromLong(LEFT);
+    long limit = PyLong_AsLong(args[1]), reserved = PyLong_AsLong(args[3]);
+    if (PyErr_Occurred())
+        return NULL;
+    int done = args[2] == Py_True;
+    if (!done && !self->lends_plainly)
+        return PyLong_FromLong(LEFT);
+    return take(self, args[0], limit, done, reserved, args[4] == Py_True);
 }
 
 /* -- ack ------------------------------------------------------------------------------------------------------------ */
@@ -465,7 +602,6 @@ static PyObject *fast_ack(Ends *self, PyObject *const *args, Py_ssize_t nargs)
         return PyLong_FromLong(LEFT);
     Word *words = self->words;
     Columns ledger;
-    uint8_t done = DONE;
     uint64_t size = 0;
     int usual = columns(self, &ledger) && entry < ledger.meta[LEDGER_END] && ledger.position[entry] == position &&
                 ledger.owner[entry] == self->own_code && ledger.count[entry] == count;
@@ -474,7 +610,9 @@ static PyObject *fast_ack(Ends *self, PyObject *const *args, Py_ssize_t nargs)
         usual = words[UNPUNCHED] + size < BATCH && (words[LIVE] > 1 || ledger.capacity <= 1u << (MIN_LOG2 + 2));
     }
     /* The mark first: an entry whose record is done is noticed, a record without an entry would be lost. */
-    if (!usual || write_at(self->fd, &done, 1, position - self->head_base + STATE_OFFSET) != 1) {
+    uint64_t offset = position - self->head_base + STATE_OFFSET;
+    int straggler = offset < self->marks_at && self->marks_at - offset <= MARKED; /* the next one is further on again */
+    if (!usual || !mark(self, offset, !straggler)) {
         leave(self, HEAD_MUTEX);
         return PyLong_FromLong(LEFT);
     }
@@ -516,14 +654,23 @@ static PyObject *fast_bind(Ends *self, PyObject *args)
     self->lent_word = lent_word;
     self->own_code = own_code;
     self->lends_plainly = lends_plainly;
+    unmap_marks(self);
     self->buffered = self->last_size = 0;
     self->buffer_at = self->tail_seen = 0;
     self->enabled = 1;
     Py_RETURN_NONE;
 }
 
+static PyObject *fast_unbind(Ends *self, PyObject *Py_UNUSED(none))
+{
+    self->enabled = 0;
+    unmap_marks(self);
+    Py_RETURN_NONE;
+}
+
 static void ends_dealloc(Ends *self)
 {
+    unmap_marks(self);
     if (self->map.obj)
         PyBuffer_Release(&self->map);
     PyMem_Free(self->buffer);
@@ -546,9 +693,10 @@ static PyMemberDef members[] = {
 #define METHOD(name, function, text) {name, (PyCFunction)(void (*)(void))function, METH_FASTCALL, text}
 static PyMethodDef methods[] = {
     {"_fast_bind", (PyCFunction)fast_bind, METH_VARARGS, "(map, fd, salt, dirty_word, lent_word, own_code, lends_plainly)"},
+    {"_fast_unbind", (PyCFunction)fast_unbind, METH_NOARGS, "Leave everything to Python from now on."},
     METHOD("_fast_append", fast_append, "(payload, tag): 1 if it was appended, 2 if somebody is to be told, else 0"),
     METHOD("_fast_append_many", fast_append_many, "(payloads, tag): as _fast_append, all of them or none"),
-    METHOD("_fast_take", fast_take, "(box, limit, done, reserved): as HeadEnd.take; answers as _fast_append"),
+    METHOD("_fast_take", fast_take, "(box, limit, done, reserved, patient): as HeadEnd.take; answers as _fast_append"),
     METHOD("_fast_ack", fast_ack, "(position, index, count): as Settler.ack; answers as _fast_append"),
     {NULL, NULL, 0, NULL},
 };
@@ -586,7 +734,13 @@ static struct PyModuleDef definition = {
 PyMODINIT_FUNC PyInit__fast(void)
 {
     static const unsigned long layout[] = LAYOUT;
+    static const uint8_t done = DONE;
     crc32_prepare();
+    done_fd = memfd_create("durableq-done", MFD_CLOEXEC);
+    if (done_fd >= 0 && pwrite(done_fd, &done, 1, 0) != 1) {
+        close(done_fd);
+        done_fd = -1;
+    }
     PyObject *module = PyModule_Create(&definition), *numbers = PyTuple_New(sizeof layout / sizeof *layout);
     if (!module || !numbers || PyType_Ready(&ends_type))
         return NULL;

@@ -260,16 +260,18 @@ class Handle(Ends):
             self._bar(ClosedError(f"{self.path}: the queue is closed; open it again to go on"))
             self._wake_everybody()
             self._committer.close()
-            # If an interrupt comes before the files are closed, the next call goes on; if it comes behind, the others find
-            # this owner dead and return what it held.
-            under_cold_lock(self.path, lambda: self._close_locked(sound))
+            try:
+                if self._sync is not None and sound:
+                    self._committer.sync_now()  # not under the cold lock, so that all who close at a time share one
+            finally:
+                # If an interrupt comes before the files are closed, the next call goes on; if it comes behind, the others
+                # find this owner dead and return what it held.
+                under_cold_lock(self.path, lambda: self._close_locked(sound))
 
     def _close_locked(self, sound: bool) -> None:
         try:
             self._tail.hold(lambda: self._head.hold(lambda: self._leave(sound)))
             self._wake_everybody()
-            if self._sync is not None and sound:
-                _os.fdatasync(self._spool.fd)
         finally:
             self._tail.hold(lambda: self._head.hold(self._let_go))
 
@@ -315,6 +317,8 @@ class Handle(Ends):
                     threading.Thread(target=_sync_and_close, args=(self._committer, *files), daemon=True).start()
 
     def _let_go(self) -> None:
+        if self._fast_unbind is not None:
+            self._fast_unbind()
         files, self._control_fd = (self._control_fd, self._mapped_fd), -1
         _close_files(self._ledger, self._spool, *files)
 

@@ -79,9 +79,9 @@ class HeadEnd(Handle):
         box then holds what was taken all the same, for `untake`.
         Raises ShutDown, and OSError from the disk.
         """
-        if self._fast_take is not None and (did := self._fast_take(box, limit, done, reserved)):
+        if self._fast_take is not None and (did := self._fast_take(box, limit, done, reserved, False)):
             if did > 1:
-                self._told(done, len(box))
+                self.told(done, len(box))
             return True
         if self._unfit:
             self._check()
@@ -116,10 +116,10 @@ class HeadEnd(Handle):
         finally:
             if not code or self._head.plain():
                 _mutex_unlock(self._head.address)
-        self._told(done, len(box))
+        self.told(done, len(box))
         return True
 
-    def _told(self, done: bool, count: int) -> None:
+    def told(self, done: bool, count: int) -> None:
         """After a take: tell whom it concerns."""
         if done:
             self._is_done(count)

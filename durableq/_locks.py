@@ -142,7 +142,8 @@ def under_cold_lock(path: str, work: Callable[[], T]) -> T:
         logger.setLevel(logging.INFO)
     lock = filelock.FileLock(f"{path}-lock", timeout=60, mode=0o600)
     try:
-        lock.acquire()
+        # It polls: workers that are forked together open the queue together, each in a few milliseconds.
+        lock.acquire(poll_interval=0.002)
         return work()
     except filelock.Timeout:
         raise TimeoutError(

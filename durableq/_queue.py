@@ -82,11 +82,13 @@ class DurableQueue(ItemReader):
         create: bool,
     ) -> None:
         self._arguments = (path, options, ack, sync, serializer, mode)
-        self._codec = Codec(serializer)
+        self._codec = codec = Codec(serializer)
+        self._dumps, self._tag = codec.dumps, codec.tag
         self._done = ack == "get"
         self._this_thread = _ThisThread()
         self._store = Store(path, options, sync=sync, mode=mode, create=create, runs_code=self._codec.runs_code)
         self._take = self._store.take
+        self._fast_take = self._store._fast_take
         self._max_bytes = self._store.options.max_bytes
         bounded = bool(self._max_bytes)
         self._fast_append = None if bounded else self._store._fast_append
@@ -111,8 +113,8 @@ class DurableQueue(ItemReader):
             raise ValueError("'timeout' must be a non-negative number")
         if delay < 0:
             raise ValueError("'delay' must be a non-negative number")
-        payload = self._codec.dumps(item)
-        if self._fast_append is not None and not delay and (did := self._fast_append(payload, self._codec.tag)):
+        payload = self._dumps(item)
+        if self._fast_append is not None and not delay and (did := self._fast_append(payload, self._tag)):
             if did > 1:
                 self._store.wrote()
             return
@@ -133,8 +135,7 @@ class DurableQueue(ItemReader):
         """
         if timeout is not None and timeout < 0 and block:
             raise ValueError("'timeout' must be a non-negative number")
-        dumps = self._codec.dumps
-        payloads = [dumps(item) for item in items]
+        payloads = list(map(self._dumps, items))
         sizes = [len(payload) for payload in payloads]
         self._check_size(max(sizes, default=0))
         first = size = 0
@@ -145,7 +146,7 @@ class DurableQueue(ItemReader):
                 first, size = n, 0
 
     def _put_part(self, payloads: list[bytes], before: int, block: bool, timeout: float | None) -> None:
-        if self._fast_append_many is not None and (did := self._fast_append_many(payloads, self._codec.tag)):
+        if self._fast_append_many is not None and (did := self._fast_append_many(payloads, self._tag)):
             if did > 1:
                 self._store.wrote()
             return

@@ -7,6 +7,7 @@ import threading
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from durableq._delivery import Delivery, Lender, Peeked
@@ -42,6 +43,7 @@ class ItemReader(ABC):
     _store: Lender
     _codec: Codec
     _take: Callable[[list[Taken], int, bool, int], bool]
+    _fast_take: Callable[[list[Taken], int, bool, int, bool], int] | None = None
     _done: bool
     _dead = False
     _this_thread: _ThisThread
@@ -60,10 +62,16 @@ class ItemReader(ABC):
             raise ValueError("'timeout' must be a non-negative number")
         box: list[Taken] = []
         try:
-            if not self._take(box, 1, self._done, 0):
+            if self._fast_take is not None and (did := self._fast_take(box, 1, self._done, 0, block)):
+                if did > 1:
+                    self._store.told(self._done, 1)
+            elif not self._take(box, 1, self._done, 0):
                 self._wait_and_take(box, 1, block, timeout, self._done, 0)
             position, index, count, tag, _, payload = box[0]
-            item = self._codec.decode(tag, payload, self._store.path, position)
+            try:
+                item = self._codec.loads[tag](payload)
+            except Exception:
+                item = self._codec.decode(tag, payload, self._store.path, position)  # the same once more, for its error
             if index >= 0:
                 self._this_thread.unacked.push(position, index, count)
             return item
@@ -82,11 +90,12 @@ class ItemReader(ABC):
         """
         box: list[Taken] = []
         try:
-            taken = self._take_many(box, max_items, block, timeout, self._done, 0)
-            for (position, index, count, *_), _ in taken:
-                if index >= 0:
-                    self._this_thread.unacked.push(position, index, count)
-            return [item for _, item in taken]
+            taken, items = self._take_many(box, max_items, block, timeout, self._done, 0)
+            if not self._done:
+                push = self._this_thread.unacked.push
+                for position, index, count, *_ in taken:
+                    push(position, index, count)
+            return items
         except BaseException:
             self._store.untake(box, self._dead)
             raise
@@ -99,8 +108,9 @@ class ItemReader(ABC):
         """Wait for one item, then take up to `max_items` on loan in one go, oldest first. Raises as `get`."""
         box: list[Taken] = []
         try:
-            taken = self._take_many(box, max_items, block, timeout, False, RESERVED)
-            return [self._delivery(self._store, entry, item) for entry, item in taken]
+            taken, items = self._take_many(box, max_items, block, timeout, False, RESERVED)
+            store, delivery = self._store, self._delivery
+            return [delivery(store, entry, item) for entry, item in zip(taken, items, strict=True)]
         except BaseException:
             self._store.untake(box, self._dead)
             raise
@@ -165,21 +175,26 @@ class ItemReader(ABC):
 
     def _take_many(
         self, box: list[Taken], max_items: int, block: bool, timeout: float | None, done: bool, reserved: int
-    ) -> list[tuple[Taken, Any]]:
+    ) -> tuple[list[Taken], list[Any]]:
         if timeout is not None and timeout < 0 and block:
             raise ValueError("'timeout' must be a non-negative number")
         if max_items < 1:
             raise ValueError("'max_items' must be at least 1")
-        taken: list[tuple[Taken, Any]] = []
-        self._wait_and_take(box, max_items, block, timeout, done, reserved)
+        if not self._take(box, max_items, done, reserved):
+            self._wait_and_take(box, max_items, block, timeout, done, reserved)
+        loads = self._codec.loads
+        with suppress(Exception):
+            return box, [loads[entry[3]](entry[5]) for entry in box]
+        taken, items = [], []
         for entry in box:
             try:
-                taken.append((entry, self._codec.decode(entry[3], entry[5], self._store.path, entry[0])))
+                items.append(self._codec.decode(entry[3], entry[5], self._store.path, entry[0]))
+                taken.append(entry)
             except DecodeError:
                 self._store.untake([entry], dead_letter=True)
                 if len(box) == 1:
                     raise
-        return taken
+        return taken, items
 
     def _give_back(self, box: list[Taken], exc: BaseException) -> None:
         if box:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import pickle
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol
 
 from durableq._record import TAG_BYTES, TAG_CUSTOM, TAG_JSON, TAG_PICKLE
@@ -43,10 +45,7 @@ class _Json:
 
 
 class _Pickle:
-    @staticmethod
-    def dumps(item: Any) -> bytes:
-        return pickle.dumps(item, pickle.HIGHEST_PROTOCOL)
-
+    dumps = staticmethod(partial(pickle.dumps, protocol=pickle.HIGHEST_PROTOCOL))
     loads = staticmethod(pickle.loads)
 
 
@@ -79,13 +78,15 @@ class Codec:
             self.tag, own = TAG_CUSTOM, serializer
         self.dumps = own.dumps
         self.runs_code = self.tag == TAG_PICKLE
-        self._loads = {tag: s.loads for tag, s in _BY_NAME.values() if tag != TAG_PICKLE or self.runs_code}
-        self._loads[self.tag] = own.loads
+        self.loads: dict[int, Callable[[bytes], Any]] = {
+            tag: s.loads for tag, s in _BY_NAME.values() if tag != TAG_PICKLE or self.runs_code
+        }
+        self.loads[self.tag] = own.loads
 
     def decode(self, tag: int, payload: bytes, path: str, position: int) -> Any:
         """The item of a record. Raises DecodeError."""
         try:
-            loads = self._loads[tag]
+            loads = self.loads[tag]
         except KeyError:
             name = _NAMES.get(tag, "an object of its own")
             raise DecodeError(

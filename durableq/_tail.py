@@ -17,6 +17,7 @@ from durableq._record import HEAD_SIZE, MAGIC, READY, pack_head
 from durableq._settle import Settler
 from durableq._state import (
     GET_WAITERS,
+    H_COMMIT,
     LIVE_BYTES,
     MAXSIZE,
     PUT_DELAYED,
@@ -104,7 +105,8 @@ class TailEnd(Settler):
             finally:
                 refused = None  # else the exception and this frame keep each other alive, and with them our files
         # Published first, looked for sleepers second: see `_wakeup`.
-        if words[GET_WAITERS]:
+        sleepers = words[GET_WAITERS]
+        if sleepers and (commit >> 1) - (words[H_COMMIT] >> 1) < sleepers:
             self._wakeup.wake(GET, len(bodies))
         self.wrote()
         return len(bodies)

@@ -6,6 +6,9 @@ news publishes it first and then looks at the number of sleepers. One of the two
 unlock (a full barrier) lies between each one's store and look. Should a wake get lost all the same (its receiver was
 killed with it in hand), the bounded sleep ends by itself: milliseconds late, not never.
 
+A put wakes one sleeper for its item, unless as many items as there are sleepers wait already: each of those had its wake (who
+comes to sleep now looks first, and finds one), and a call to the system for each put would cost more than the put.
+
 Why a sleeper on each condition wakes:
     GET   a record was published; an item was given back, fell due, or lost its holder; the queue was shut down
     PUT   an item was taken (`maxsize`) or done (`max_bytes`); the queue was purged or shut down

@@ -9,11 +9,13 @@ from typing import Any
 
 import psutil
 import pytest
+from engines.forwarder import Forwarder
 from engines.kafka_mock import KafkaCluster
 from engines.leash import MARK
 from engines.proxy import Proxy
 from engines.rabbitmq import RabbitMQ
 from engines.redis_server import RedisServer
+from engines.subjects import Subject, numbers
 from processes import PATIENCE, Child
 
 from durableq import DurableQueue, check
@@ -161,3 +163,40 @@ def proxy() -> Iterator[Callable[[int], Proxy]]:
     yield make
     for one in proxies:
         one.close()
+
+
+@pytest.fixture(params=["file", "redis", "rabbitmq"])
+def subject(
+    request: pytest.FixtureRequest, path: Path, make_redis: Callable[..., RedisServer]
+) -> Iterator[Subject]:
+    """A queue of each kind, of the test's own."""
+    if request.param == "file":
+        found = Subject("file", f"file://{path}")
+    elif request.param == "redis":
+        found = Subject("redis", f"redis://127.0.0.1:{make_redis().port}/0/jobs?silence=1", "shutdown", "foreign task_done")
+    else:
+        url = f"{request.getfixturevalue('rabbitmq').url}?queue=jobs{next(numbers)}"
+        limits = ("join", "maxsize", "delay", "max_deliveries", "lease", "peek", "shutdown", "foreign task_done", "counts")
+        found = Subject("rabbitmq", url, *limits)
+    yield found
+    found.dispose()
+
+
+@pytest.fixture
+def jobs(subject: Subject) -> Any:
+    """A handle of it with the default options."""
+    return subject.open()
+
+
+@pytest.fixture
+def forwarder(path: Path) -> Iterator[Callable[..., Forwarder]]:
+    """`forwarder(url)` forwards the queue of the test in the background, until it is told to finish."""
+    running: list[Forwarder] = []
+
+    def start(sink: str, **options: Any) -> Forwarder:
+        running.append(Forwarder(path, sink, **options))
+        return running[-1]
+
+    yield start
+    for one in running:
+        one.finish()

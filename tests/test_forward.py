@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import threading
-
 import pytest
 from engines.targets import KafkaTarget, RabbitTarget, RedisTarget
-from processes import PATIENCE, until
+from processes import until
 
 import durableq
 from durableq import failures
@@ -25,45 +23,6 @@ def target(request, tmp_path, proxy):
         found = RabbitTarget(broker, proxy(broker.port))
     yield found
     found.dispose()
-
-
-class Forwarder:
-    """`forward` in a thread."""
-
-    def __init__(self, queue, sink, **options):
-        self.stop = threading.Event()
-        self.error = None
-        self._thread = threading.Thread(target=self._run, args=(queue, sink), kwargs={"stop": self.stop, **options})
-        self._thread.start()
-
-    def _run(self, queue, sink, **options):
-        try:
-            self.done = durableq.forward(queue, sink, **options)
-        except BaseException as error:
-            self.error = error
-
-    def finish(self):
-        self.stop.set()
-        self._thread.join(PATIENCE)
-        assert not self._thread.is_alive()
-        if self.error:
-            raise self.error
-        return self.done
-
-
-@pytest.fixture
-def forwarder(path):
-    """`forwarder(url)` forwards the queue of the test in the background, until it is told to finish."""
-    running = []
-
-    def start(sink, **options):
-        running.append(Forwarder(path, sink, **options))
-        return running[-1]
-
-    yield start
-    for one in running:
-        one.stop.set()
-        one._thread.join(PATIENCE)
 
 
 def first_of_each(arrived):

@@ -7,7 +7,6 @@ import json
 import pytest
 from engines.kafka_mock import PRODUCE, TOO_LARGE, UNKNOWN_TOPIC
 from processes import until
-from test_forward import Forwarder
 
 import durableq
 
@@ -29,20 +28,6 @@ def channel(rabbitmq):
 
     with kombu.Connection(rabbitmq.url) as connection, connection.channel() as channel:
         yield channel
-
-
-@pytest.fixture
-def background(path):
-    """`background(sink)` forwards the queue of the test in the background."""
-    running = []
-
-    def start(sink):
-        running.append(Forwarder(path, sink))
-        return running[-1]
-
-    yield start
-    for one in running:
-        one.finish()
 
 
 # -- Redis -------------------------------------------------------------------------------------------------------------
@@ -97,11 +82,11 @@ def test_it_speaks_through_a_unix_socket(q, make_redis, tmp_path):
         pytest.param("ACL SETUSER default -xadd", "ACL SETUSER default +xadd", id="no permission"),
     ],
 )
-def test_a_server_that_takes_nothing_for_now_costs_no_item(q, redis_server, redis_url, background, trouble, mend, caplog):
+def test_a_server_that_takes_nothing_for_now_costs_no_item(q, redis_server, redis_url, forwarder, trouble, mend, caplog):
     with redis_server.client() as client:
         client.execute_command(*trouble.split())
         q.put_many([b"a", b"b"])
-        background(f"{redis_url}/events")
+        forwarder(f"{redis_url}/events")
         until(lambda: "is away" in caplog.text)
         client.execute_command(*mend.split())
         until(lambda: q.stats().unfinished == 0)
@@ -109,8 +94,8 @@ def test_a_server_that_takes_nothing_for_now_costs_no_item(q, redis_server, redi
     assert q.stats().dead == 0
 
 
-def test_a_server_that_stalls_in_the_middle_gets_the_rest_when_it_goes_on(q, redis_server, redis_url, background):
-    background(f"{redis_url}/events")
+def test_a_server_that_stalls_in_the_middle_gets_the_rest_when_it_goes_on(q, redis_server, redis_url, forwarder):
+    forwarder(f"{redis_url}/events")
     q.put(b"a")
     until(lambda: q.stats().unfinished == 0)
     redis_server.stall()
@@ -139,11 +124,11 @@ def test_of_a_batch_that_a_broker_refuses_only_the_culprit_goes_to_the_dead_lett
     assert q.dead_letters.peek() == [b"b"]
 
 
-def test_a_topic_that_is_not_there_yet_is_waited_for(q, kafka, background, caplog):
+def test_a_topic_that_is_not_there_yet_is_waited_for(q, kafka, forwarder, caplog):
     kafka.tell("topic", "events")
     kafka.tell("topic_error", "events", UNKNOWN_TOPIC)
     q.put(b"a")
-    background(f"kafka://127.0.0.1:{kafka.port}/events")
+    forwarder(f"kafka://127.0.0.1:{kafka.port}/events")
     until(lambda: "is away" in caplog.text)
     kafka.tell("topic_error", "events", 0)
     until(lambda: q.stats().unfinished == 0)
@@ -151,11 +136,11 @@ def test_a_topic_that_is_not_there_yet_is_waited_for(q, kafka, background, caplo
     assert q.stats().dead == 0
 
 
-def test_a_message_for_a_topic_that_is_not_there_is_kept_until_it_is(q, kafka, background, caplog):
+def test_a_message_for_a_topic_that_is_not_there_is_kept_until_it_is(q, kafka, forwarder, caplog):
     kafka.tell("topic", "events")
     kafka.tell("errors", PRODUCE, UNKNOWN_TOPIC)
     q.put(b"a")
-    background(f"kafka://127.0.0.1:{kafka.port}/events")
+    forwarder(f"kafka://127.0.0.1:{kafka.port}/events")
     until(lambda: q.stats().unfinished == 0)
     assert kafka_values(kafka) == [b"a"]
     assert q.stats().dead == 0
@@ -231,8 +216,8 @@ def test_what_no_queue_is_bound_for_goes_to_the_dead_letters(q, rabbitmq, channe
     assert len(drained(channel, "bound")) == 2
 
 
-def test_a_queue_that_is_deleted_meanwhile_is_declared_again(q, rabbitmq, channel, background):
-    background(amqp_url(rabbitmq, "queue=fleeting"))
+def test_a_queue_that_is_deleted_meanwhile_is_declared_again(q, rabbitmq, channel, forwarder):
+    forwarder(amqp_url(rabbitmq, "queue=fleeting"))
     q.put("a")
     until(lambda: q.stats().unfinished == 0)
     channel.queue_delete("fleeting")
@@ -248,11 +233,11 @@ def test_a_queue_of_another_kind_is_used_as_it_is(q, rabbitmq, channel):
     assert len(drained(channel, "fickle")) == 1
 
 
-def test_a_full_queue_of_the_broker_keeps_the_items_here(q, rabbitmq, channel, background, caplog):
+def test_a_full_queue_of_the_broker_keeps_the_items_here(q, rabbitmq, channel, forwarder, caplog):
     limits = {"x-max-length": 1, "x-overflow": "reject-publish"}
     channel.queue_declare("narrow", durable=True, auto_delete=False, arguments=limits)
     q.put_many(["a", "b"])
-    background(amqp_url(rabbitmq, "queue=narrow"))
+    forwarder(amqp_url(rabbitmq, "queue=narrow"))
     until(lambda: "is away" in caplog.text)
     assert q.stats().dead == 0
     found = drained(channel, "narrow")
@@ -260,10 +245,10 @@ def test_a_full_queue_of_the_broker_keeps_the_items_here(q, rabbitmq, channel, b
     assert {*bodies(found), *bodies(drained(channel, "narrow"))} == {b"a", b"b"}
 
 
-def test_an_exchange_that_is_not_there_is_waited_for(q, rabbitmq, channel, background, caplog):
+def test_an_exchange_that_is_not_there_is_waited_for(q, rabbitmq, channel, forwarder, caplog):
     channel.queue_declare("patient", durable=True, auto_delete=False)
     q.put("a")
-    background(amqp_url(rabbitmq, "exchange=later&routing_key=k"))
+    forwarder(amqp_url(rabbitmq, "exchange=later&routing_key=k"))
     until(lambda: "is away" in caplog.text)
     channel.exchange_declare("later", "direct", durable=True, auto_delete=False)
     channel.queue_bind("patient", "later", "k")
