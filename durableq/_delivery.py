@@ -45,6 +45,9 @@ class Lender(Protocol):
     def untake(self, box: list[Taken], dead_letter: bool = False) -> None:
         """Give back what was taken by mistake."""
 
+    def told(self, done: bool, count: int, /) -> None:
+        """So many were taken by the compiled take, if there is one."""
+
     def reap(self) -> bool:
         """Return what the dead held, now; whether there was anything."""
 

@@ -225,7 +225,10 @@ def test_a_slow_engine_gets_everything(q, target):
 # -- what the forwarder may do -----------------------------------------------------------------------------------------
 
 
-def test_a_forwarder_that_is_told_to_stop_while_the_engine_is_away_gives_everything_back_uncounted(q, target, forwarder):
+def test_a_forwarder_that_is_told_to_stop_while_the_engine_is_away_gives_everything_back_uncounted(
+    q, target, forwarder, monkeypatch
+):
+    monkeypatch.setattr("durableq.integrations.forward._GRACE", 0.5)
     running, _ = under_way(target, forwarder, q, 10)
     target.proxy.refuse()
     assert running.finish() == (1, 0)

@@ -105,6 +105,9 @@ class Engine(ABC):
             else:
                 self.release(position, index, count)
 
+    def told(self, done: bool, count: int) -> None:
+        """Nothing to do: engines have no compiled take."""
+
     def reap(self) -> bool:
         """Nothing to do here: the engine itself looks after the dead, or `_fetch` does."""
         return False
