@@ -37,7 +37,7 @@ LAYERS = [
     ["_demo_run"],
     ["demo"],
     ["integrations"],
-    ["integrations._extras", "integrations._urls", "integrations.message"],
+    ["integrations._extras", "integrations._urls", "integrations.logging", "integrations.message"],
     ["integrations.sinks"],
     ["integrations.sinks.base"],
     ["integrations.sinks.amqp", "integrations.sinks.kafka", "integrations.sinks.redis"],

@@ -106,7 +106,8 @@ class Engine(ABC):
                 self.release(position, index, count)
 
     def told(self, done: bool, count: int) -> None:
-        """Nothing to do: engines have no compiled take."""
+        """Never called: engines have no compiled take."""
+        raise NotImplementedError
 
     def reap(self) -> bool:
         """Nothing to do here: the engine itself looks after the dead, or `_fetch` does."""
