@@ -237,6 +237,20 @@ def test_a_lease_ends_though_the_holder_lives_and_its_ack_comes_too_late(subject
     assert other.unfinished_tasks == 0
 
 
+def test_the_first_of_two_deliveries_of_an_item_to_one_process_is_stale(subject):
+    if subject.cannot_do("lease"):
+        return refuses(lambda: subject.open(lease=0.5))
+    jobs = subject.open(lease=0.5)
+    jobs.put("a")
+    lost = jobs.reserve()
+    current = jobs.reserve(timeout=PATIENCE)
+    current.extend(60)
+    with pytest.raises(StaleDeliveryError):
+        lost.ack()
+    current.ack()
+    assert jobs.unfinished_tasks == 0
+
+
 def test_an_extended_delivery_outlasts_the_lease(subject):
     if subject.cannot_do("lease"):
         return refuses(lambda: subject.open(lease=0.5))
