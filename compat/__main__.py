@@ -13,11 +13,11 @@ from dataclasses import asdict
 from pathlib import Path
 
 from . import broken, report
-from .cpython import SUITES
+from .cpython import SUITES, NoTestPackage, require
 from .pythons import ROOT, environment, find
 from .report import Row
 
-VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
+VERSION = ".".join(map(str, sys.version_info[:3]))
 LIMIT = 1200.0
 
 
@@ -53,7 +53,7 @@ def run_all(suites: list[str], methods: list[str]) -> list[Row]:
         for method in [method for method in SUITES[suite] if method in methods] or ["-"]:
             new = list(run(suite, method))
             bad = sum(not row.good for row in new)
-            print(f"{VERSION:5} {suite:16} {method:11} {len(new):3} tests, {bad} not as they should be", flush=True)
+            print(f"{VERSION:7} {suite:16} {method:11} {len(new):3} tests, {bad} not as they should be", flush=True)
             rows += new
     return rows
 
@@ -71,17 +71,15 @@ def self_test() -> tuple[bool, list[str]]:
             sound = {row.test for row in rows if row.verdict == "ok"}
             continue
         noticed = sorted(sound & {row.test for row in rows if row.verdict in ("failed", "hung")})
-        lines.append(
-            f"{how}: noticed by {len(noticed)} tests, among them {', '.join(f'`{one}`' for one in noticed[:3])}"
-        )
+        lines.append(f"{how}: noticed by {len(noticed)} tests, among them {', '.join(f'`{one}`' for one in noticed[:3])}")
         good = good and bool(noticed)
     return good, lines
 
 
-def every_python(arguments: list[str]) -> list[Row]:
-    """The same with each Python found, in an environment of its own."""
+def every_python(pythons: dict[str, str], arguments: list[str]) -> list[Row]:
+    """The same with each Python, in an environment of its own."""
     rows: list[Row] = []
-    for version, interpreter in find().items():
+    for version, interpreter in pythons.items():
         with tempfile.TemporaryDirectory(prefix="durableq-compat-") as folder:
             results = Path(folder, "rows")
             python = environment(interpreter, Path(folder, "venv"))
@@ -105,17 +103,24 @@ def main() -> int:
     options = parser.parse_args()
     suites = options.suite or list(SUITES)
     methods = options.method or ["fork", "spawn", "forkserver"]
+    try:
+        require()
+    except NoTestPackage as error:
+        print(error, file=sys.stderr)
+        return 2
     if options.self_test:
         good, lines = self_test()
         print("\n".join(lines))
         return 0 if good else 1
     noticed = True
     if options.all:
+        pythons, missing = find()
+        print("\n".join(missing))
         chosen = [part for suite in suites for part in ("--suite", suite)]
-        rows = every_python(chosen + [part for method in methods for part in ("--method", method)])
+        rows = every_python(pythons, chosen + [part for method in methods for part in ("--method", method)])
         noticed, lines = self_test()
         if not options.suite and not options.method:
-            report.write(rows, lines)
+            report.write(rows, missing, lines)
     else:
         rows = run_all(suites, methods)
     if options.json:

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import textwrap
+import threading
 import unittest
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -31,9 +32,13 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 class Case(unittest.TestCase):
-    """A test with a folder for its queue, and queues that are counted and closed."""
+    """A test with a folder for its queue, queues that are counted and closed, and no thread that dies unseen."""
 
     def setUp(self) -> None:
+        died: list[threading.ExceptHookArgs] = []
+        self.addCleanup(setattr, threading, "excepthook", threading.excepthook)
+        threading.excepthook = died.append
+        self.addCleanup(self.assertEqual, died, [])
         folder = tempfile.TemporaryDirectory(prefix="durableq-compat-")
         self.addCleanup(folder.cleanup)
         self.folder = folder.name
@@ -44,10 +49,10 @@ class Case(unittest.TestCase):
         return q
 
     def anonymous(self) -> Any:
-        return self.made(standins.mp_queue())
+        return self.made(standins.MpQueue())
 
     def joinable(self) -> Any:
-        return self.made(standins.mp_joinable_queue())
+        return self.made(standins.MpJoinableQueue())
 
     def by_path(self, **options: Any) -> Any:
         standins.note()
@@ -99,16 +104,18 @@ class Logging(Case):
         q.join()
 
     def test_records_of_a_run_that_had_no_listener_are_heard_by_the_next(self) -> None:
-        q = self.by_path(ack="get")
+        q = self.by_path()
         logger = logging.Logger("earlier", logging.INFO)
         logger.addHandler(logging.handlers.QueueHandler(q))
         logger.info("left %s", "behind")
         q.close()
         handler = Listening()
-        listener = logging.handlers.QueueListener(self.by_path(ack="get"), handler)
+        again = self.by_path()
+        listener = logging.handlers.QueueListener(again, handler)
         listener.start()
         listener.stop()
         self.assertEqual(handler.messages, ["left behind"])
+        again.join()
 
     def test_dict_config_takes_the_queue_object(self) -> None:
         if sys.version_info >= (3, 12) and not hasattr(logging.config, "_is_queue_like_object"):

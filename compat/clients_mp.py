@@ -156,7 +156,7 @@ class Processes(ProcessCase):
         q.join()
 
     def test_a_simple_queue(self) -> None:
-        q = self.made(standins.mp_simple_queue())
+        q = self.made(standins.MpSimpleQueue())
         process = self.start(put_into, q, 0)
         came = [q.get() for _ in range(EACH)]
         self.ended(process)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import importlib
+import sys
 import unittest
 from collections.abc import Iterator
 from types import ModuleType
 
 from . import standins
+
+DEBIAN = f"libpython{sys.version_info.major}.{sys.version_info.minor}-testsuite"
+"""The package of Debian and Ubuntu with the `test` package of this Python."""
 
 START_METHODS = ("fork", "spawn", "forkserver")
 SUITES = {
@@ -31,9 +35,15 @@ def the_module(name: str) -> ModuleType:
         return importlib.import_module("test." + name)
     except ImportError as error:
         raise NoTestPackage(
-            f"this Python has no `test.{name}` ({error}). The `test` package comes with python.org, pyenv and source "
-            f"builds, as libpython3-testsuite on Debian and Ubuntu, and as python3-test on Fedora"
+            f"{sys.executable}: this Python has no `test.{name}` ({error}). CPython's `test` package comes with source, pyenv "
+            f"and python.org builds; on Debian and Ubuntu: apt-get install {DEBIAN}; on Fedora: dnf install python3-test"
         ) from error
+
+
+def require() -> None:
+    """Raise NoTestPackage, before anything is run, if a module of the `test` package is missing."""
+    for name in ("test_queue", "test_logging", "_test_multiprocessing"):
+        the_module(name)
 
 
 def tests(suite: str) -> Iterator[unittest.TestCase]:
@@ -55,9 +65,11 @@ def _all_of(case: type) -> Iterator[unittest.TestCase]:
 
 def _queue() -> Iterator[unittest.TestCase]:
     module = the_module("test_queue")
-    world = {"queue": standins.QUEUE_MODULE, "__module__": module.__name__}
-    for name in ("QueueTest", "FailingQueueTest"):
-        yield from _all_of(type(name, (getattr(module, name), unittest.TestCase), dict(world)))
+    world = {"queue": standins.queue_module(standins.Queue), "__module__": module.__name__}
+    plain = {**world, "queue": standins.queue_module(standins.PlainQueue)}
+    yield from _all_of(type("QueueTest", (module.QueueTest, unittest.TestCase), dict(world)))
+    yield from _all_of(type("PlainQueueTest", (module.QueueTest, unittest.TestCase), plain))
+    yield from _all_of(type("FailingQueueTest", (module.FailingQueueTest, unittest.TestCase), dict(world)))
 
     def set_up(self: unittest.TestCase) -> None:
         self.type2test = standins.Queue

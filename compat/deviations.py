@@ -17,5 +17,4 @@ DEVIATIONS: dict[str, str] = {
     ),
     _MP + "WithProcessesTestQueue.test_queue_feeder_donot_stop_onexc": _FEEDER,
     _MP + "WithProcessesTestQueue.test_queue_feeder_on_queue_feeder_error": f"overrides a private hook: {_FEEDER}",
-    _MP + "TestSimpleQueue.test_closed": "inspects the private attributes `_reader` and `_writer`",
 }

@@ -25,8 +25,8 @@ class Fresh:
 
 
 class WithProcessesTestQueue(Fresh, theirs._TestQueue, theirs.ProcessesMixin, unittest.TestCase):
-    Queue = staticmethod(standins.mp_queue)
-    JoinableQueue = staticmethod(standins.mp_joinable_queue)
+    Queue = standins.MpQueue
+    JoinableQueue = standins.MpJoinableQueue
 
 
 class WithThreadsTestQueue(Fresh, theirs._TestQueue, theirs.ThreadsMixin, unittest.TestCase):
@@ -38,8 +38,8 @@ class DurableManager(managers.SyncManager):
     """A manager whose server process keeps durable queues."""
 
 
-DurableManager.register("Queue", standins.mp_queue)
-DurableManager.register("JoinableQueue", standins.mp_joinable_queue)
+DurableManager.register("Queue", standins.MpQueue)
+DurableManager.register("JoinableQueue", standins.MpJoinableQueue)
 
 
 class WithManagerTestQueue(Fresh, theirs._TestQueue, theirs.ManagerMixin, unittest.TestCase):

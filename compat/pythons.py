@@ -13,31 +13,27 @@ VERSIONS = ("3.10", "3.11", "3.12", "3.13", "3.14")
 _QUESTION = "import sys, test.test_queue; print('%d.%d' % sys.version_info[:2])"
 
 
-def find() -> dict[str, str]:
-    """Version -> an interpreter of that version with the `test` package; what is missing is said aloud."""
+def find() -> tuple[dict[str, str], list[str]]:
+    """Version -> an interpreter of that version with the `test` package; and a line on each version that has none."""
     found: dict[str, str] = {}
-    lacking: dict[str, str] = {}
+    missing = []
     for version in VERSIONS:
         places = [os.path.join(folder, "python" + version) for folder in os.environ.get("PATH", "").split(os.pathsep)]
         places += sorted(glob.glob(os.path.expanduser(f"~/.pyenv/versions/{version}*/bin/python{version}")))
         if sys.version_info[:2] == tuple(map(int, version.split("."))):
             places.insert(0, sys.executable)
+        places = [place for place in places if os.access(place, os.X_OK)]
         for place in places:
-            if version in found or not os.access(place, os.X_OK):
-                continue
             answer = subprocess.run([place, "-c", _QUESTION], capture_output=True, text=True)
             if answer.stdout.strip() == version:
                 found[version] = place
-            else:
-                lacking[version] = place
-    for version in VERSIONS:
-        if version in lacking and version not in found:
-            print(
-                f"{version}: {lacking[version]} does not run, or has no `test` package (libpython3-testsuite on Debian)"
-            )
-        elif version not in found:
-            print(f"{version}: not found")
-    return found
+                break
+        else:
+            reason = "not found"
+            if places:
+                reason = f"does not run, or has no `test` package (libpython{version}-testsuite on Debian and Ubuntu)"
+            missing.append(f"Python {version}: {reason}")
+    return found, missing
 
 
 def environment(interpreter: str, folder: Path) -> Path:

@@ -37,39 +37,42 @@ def built() -> int:
         return 0
 
 
-_queue, _joinable, _simple = broken.classes(os.environ.get(broken.HOW, ""))
-
-
-class Queue(_joinable):  # type: ignore[valid-type, misc]
-    """In place of `queue.Queue`, which has `task_done` and `join`; its tests want the class to have this very name."""
+class Counted:
+    """Counts each queue that is built; not those that a child gets from its parent."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         note()
         super().__init__(*args, **options)
 
 
-def mp_queue(maxsize: int = 0) -> Any:
-    """In place of `multiprocessing.Queue`, a function there too."""
-    note()
-    return _queue(maxsize)
+_queue, _joinable, _simple = broken.classes(os.environ.get(broken.HOW, ""))
 
 
-def mp_joinable_queue(maxsize: int = 0) -> Any:
+class MpQueue(Counted, _queue):  # type: ignore[valid-type, misc]
+    """In place of `multiprocessing.Queue`."""
+
+
+class MpJoinableQueue(Counted, _joinable):  # type: ignore[valid-type, misc]
     """In place of `multiprocessing.JoinableQueue`."""
-    note()
-    return _joinable(maxsize)
 
 
-def mp_simple_queue() -> Any:
+class MpSimpleQueue(Counted, _simple):  # type: ignore[valid-type, misc]
     """In place of `multiprocessing.SimpleQueue`."""
-    note()
-    return _simple()
 
 
-QUEUE_MODULE = types.SimpleNamespace(
-    Queue=Queue, SimpleQueue=queue.SimpleQueue, Empty=queue.Empty, Full=queue.Full, ShutDown=durableq.ShutDown
-)
-"""In place of the module `queue`, for tests that keep it in an attribute."""
+class Queue(Counted, _joinable):  # type: ignore[valid-type, misc]
+    """In place of `queue.Queue`, which has `task_done` and `join`; its tests want the class to have this very name."""
+
+
+PlainQueue = type("Queue", (MpQueue,), {})
+"""The other one that may come in its place: who changes `from queue import Queue` to `from durableq import Queue` gets it."""
+
+
+def queue_module(cls: type) -> types.SimpleNamespace:
+    """What stands for the module `queue` with this class for its Queue, for tests that keep the module in an attribute."""
+    return types.SimpleNamespace(
+        Queue=cls, SimpleQueue=queue.SimpleQueue, Empty=queue.Empty, Full=queue.Full, ShutDown=durableq.ShutDown
+    )
 
 
 def patch() -> None:
@@ -77,15 +80,12 @@ def patch() -> None:
     # First those who subclass the standard queue for their own use, they are not under test.
     for module in ("concurrent.futures.process", "multiprocessing.managers", "multiprocessing.pool"):
         importlib.import_module(module)
-    multiprocessing.Queue = mp_queue
-    multiprocessing.JoinableQueue = mp_joinable_queue
-    multiprocessing.SimpleQueue = mp_simple_queue
+    multiprocessing.Queue = MpQueue
+    multiprocessing.JoinableQueue = MpJoinableQueue
+    multiprocessing.SimpleQueue = MpSimpleQueue
+    # Where `get_context().Queue()` looks. Its SimpleQueue stays: Pool writes into the pipe of one, past its methods.
     queues = importlib.import_module("multiprocessing.queues")
-    queues.Queue, queues.JoinableQueue, queues.SimpleQueue = (
-        durableq.Queue,
-        durableq.JoinableQueue,
-        durableq.SimpleQueue,
-    )
+    queues.Queue, queues.JoinableQueue = MpQueue, MpJoinableQueue
     queue.Queue = Queue
 
 

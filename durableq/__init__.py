@@ -24,6 +24,7 @@ from durableq.errors import (
     NotASpoolError,
     OptionMismatchError,
     PoisonedError,
+    PoolError,
     ShutDown,
     SpoolReplacedError,
     StaleDeliveryError,
@@ -36,8 +37,10 @@ from durableq.failures import Failure
 if TYPE_CHECKING:
     from durableq.integrations.connect import connect
     from durableq.integrations.forward import forward
+    from durableq.pool import Backoff, WorkerPool
 
 __all__ = [
+    "Backoff",
     "BadURLError",
     "ClosedError",
     "Damage",
@@ -59,6 +62,7 @@ __all__ = [
     "Owner",
     "Peeked",
     "PoisonedError",
+    "PoolError",
     "Queue",
     "Report",
     "ShutDown",
@@ -69,6 +73,7 @@ __all__ = [
     "TooManyOwnersError",
     "UnreachableError",
     "UnsupportedError",
+    "WorkerPool",
     "check",
     "connect",
     "forward",
@@ -77,8 +82,13 @@ __all__ = [
 
 __version__ = "0.1.0"
 
-# Loaded when they are first asked for: not every program that has a queue forwards it.
-_LATER = {"connect": "durableq.integrations.connect", "forward": "durableq.integrations.forward"}
+# Loaded when they are first asked for: a program that only puts and gets does not pay for what these import.
+_LATER = {
+    "Backoff": "durableq.pool",
+    "WorkerPool": "durableq.pool",
+    "connect": "durableq.integrations.connect",
+    "forward": "durableq.integrations.forward",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -7,6 +7,7 @@ compiled calls and their twins in Python look at the same ones. `DURABLEQ_PURE=1
 from __future__ import annotations
 
 import os
+import zlib
 from typing import TYPE_CHECKING
 
 from durableq import _leases as leases
@@ -20,8 +21,8 @@ def _layout() -> tuple[int, ...]:
     """What the compiled code takes for granted, in the order of its LAYOUT: one built from another version must not run."""
     return (
         *(state.MAXSIZE, state.T_COMMIT, state.T_POS, state.T_MARK, state.T_STATE, state.T_ROOM),
-        *(state.H_COMMIT, state.H_POS, state.H_STATE, state.H_NEXT, state.LIVE, state.LIVE_BYTES, state.RETURNED),
-        *(state.DELAYED, state.REGION, state.UNPUNCHED, state.GET_WAITERS, state.GET_WORD, state.PUT_WAITERS),
+        *(state.H_COMMIT, state.H_POS, state.H_STATE, state.H_LIMIT, state.H_NEXT, state.LIVE, state.LIVE_BYTES),
+        *(state.RETURNED, state.DELAYED, state.REGION, state.UNPUNCHED, state.GET_WAITERS, state.GET_WORD, state.PUT_WAITERS),
         *(state.JOIN_WAITERS, state.TAIL_MUTEX, state.HEAD_MUTEX, state.BUSY),
         *(record.HEADER_SIZE, record.HEAD_SIZE, record.STATE_OFFSET, record.READY, record.DONE),
         *(leases.MIN_LOG2, leases.CHUNK_LOG2, leases.END, leases.FIRST, BATCH, REWIND, _os.BLOCK),
@@ -38,6 +39,7 @@ class _Pure:
     _calm: int
     _base: int
     _head_base: int
+    _handed_out: int
     _ledger_region: int
     _ledger_address: int
     _fast_append = _fast_append_many = _fast_take = _fast_ack = _fast_unbind = None
@@ -45,6 +47,8 @@ class _Pure:
 
 COMPILED = False
 """Whether the compiled hot path is in use."""
+crc32 = zlib.crc32
+"""The fastest there is; all give the same sum."""
 
 if TYPE_CHECKING:
     Ends = _Pure
@@ -59,3 +63,4 @@ else:
             if _layout() == _fast.LAYOUT:
                 Ends = _fast.Ends
                 COMPILED = True
+                crc32 = _fast.crc32

@@ -9,6 +9,8 @@ from types import TracebackType
 from typing import Any, Protocol
 
 from durableq._head import Taken
+from durableq._headers import headers_of
+from durableq._record import TAG_HEADERS
 from durableq.errors import StaleDeliveryError
 
 
@@ -76,7 +78,7 @@ class Delivery:
     raises StaleDeliveryError and changes nothing. Settle it in the process that reserved it, in any thread.
     """
 
-    __slots__ = ("_count", "_index", "_position", "_settled", "_store", "deliveries", "enqueued_at", "item")
+    __slots__ = ("_count", "_index", "_position", "_settled", "_store", "deliveries", "enqueued_at", "headers", "item")
 
     def __init__(self, store: Lender, taken: Taken, item: Any) -> None:
         self._store = store
@@ -88,6 +90,8 @@ class Delivery:
         """How often the item was delivered, this time included."""
         self.enqueued_at: float = taken[4] / 1e6
         """Unix time of the put."""
+        self.headers: dict[str, str] = headers_of(taken[5]) if taken[3] & TAG_HEADERS else {}
+        """What was sent along with the item: the trace context, if its producer is instrumented for that."""
 
     @property
     def id(self) -> str:

@@ -6,7 +6,8 @@ import os
 import shutil
 import tempfile
 from multiprocessing.util import Finalize
-from typing import Any
+from types import GenericAlias
+from typing import Any, ClassVar
 
 from durableq._queue import DurableQueue
 from durableq.errors import ClosedError
@@ -20,7 +21,11 @@ class _DropIn(DurableQueue):
     _ack: str
     _used = False
 
-    def __init__(self, maxsize: int = 0, *, path: str | os.PathLike[str] | None = None, **options: Any) -> None:
+    __class_getitem__: ClassVar[Any] = classmethod(GenericAlias)  # `jobs: Queue[int]`, as with `queue.Queue`
+
+    def __init__(
+        self, maxsize: int = 0, *, path: str | os.PathLike[str] | None = None, ctx: Any = None, **options: Any
+    ) -> None:
         options.setdefault("ack", self._ack)
         if path is not None:
             super().__init__(path, maxsize, **options)
@@ -41,7 +46,7 @@ class _DropIn(DurableQueue):
 
     def put_nowait(self, obj: Any) -> None:
         """As `put(obj, False)`."""
-        super().put(obj, False)
+        self.put(obj, False)
 
     def empty(self) -> bool:
         """As `DurableQueue.empty`. On a closed handle as `multiprocessing.Queue`: OSError, but True if nothing was ever put."""
@@ -61,53 +66,62 @@ class Queue(_DropIn):
     """`multiprocessing.Queue` on a file: an item is done when it is taken.
 
     Without a path it is anonymous: a private file in the directory for temporary files, not synced, that goes when its
-    creator closes it or ends. Other options are those of DurableQueue.
+    creator closes it or ends. `ctx` is taken because `multiprocessing.queues.Queue` insists on it, and not needed: a
+    handle travels under every start method. Other options are those of DurableQueue.
     """
 
     _ack = "get"
 
     def task_done(self) -> None:
-        """Nothing to do: `get()` made the item done. Unless the queue was made with `ack="task_done"`.
+        """Count off an item that this handle's `get` returned; in the file it is done already.
 
-        It is there, and does not raise, because the listener of `logging` calls it on every queue that has it, and the
-        configuration of `logging` takes no queue without it.
+        `multiprocessing.Queue` has no `task_done` and no `join`, but programs for `queue.Queue` (the listener of `logging`
+        is one) call them: from the first `task_done` on `join` also waits until all that was taken through this handle is
+        counted off. A death forgets the count. Raises ValueError if it is called more often than items were taken.
         """
         if not self._done:
             super().task_done()
+        elif not self._store.count_off():
+            raise ValueError("task_done() called too many times")
 
 
 class JoinableQueue(_DropIn):
     """`multiprocessing.JoinableQueue` (and `queue.Queue`) on a file: an item is lent until `task_done`.
 
-    Without a path it is anonymous, as Queue is. Other options are those of DurableQueue.
+    Without a path it is anonymous, and `ctx` is taken, as in Queue. Other options are those of DurableQueue.
     """
 
     _ack = "task_done"
 
 
 class SimpleQueue:
-    """`multiprocessing.SimpleQueue` on a file: an item is done when it is taken. Without a path it is anonymous."""
+    """`multiprocessing.SimpleQueue` on a file: an item is done when it is taken.
 
-    def __init__(self, *, path: str | os.PathLike[str] | None = None) -> None:
-        self._queue = Queue(path=path)
+    Without a path it is anonymous, and `ctx` is taken, as in Queue.
+    """
+
+    __class_getitem__: ClassVar[Any] = classmethod(GenericAlias)
+
+    def __init__(self, *, path: str | os.PathLike[str] | None = None, ctx: Any = None) -> None:
+        self._reader = self._writer = Queue(path=path)
 
     def get(self) -> Any:
         """Wait for the oldest item, take it and return it. Raises as `DurableQueue.get`."""
-        return self._queue.get()
+        return self._reader.get()
 
     def put(self, obj: Any) -> None:
         """Append an item. Raises as `DurableQueue.put`."""
-        self._queue.put(obj)
+        self._writer.put(obj)
 
     def empty(self) -> bool:
         """Whether nothing waits. By the time it returns another process may have changed that.
 
         Raises OSError on a closed handle, as `multiprocessing.SimpleQueue`.
         """
-        if self._queue.closed:
-            raise _ClosedOSError(f"{self._queue.path}: the queue is closed; open it again to go on")
-        return self._queue.empty()
+        if self._reader.closed:
+            raise _ClosedOSError(f"{self._reader.path}: the queue is closed; open it again to go on")
+        return self._reader.empty()
 
     def close(self) -> None:
         """Close this handle."""
-        self._queue.close()
+        self._reader.close()

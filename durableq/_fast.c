@@ -37,21 +37,21 @@
 /* As in _state.py, _record.py, _leases.py and _reclaim.py; _compiled.py compares `LAYOUT` with them. */
 enum {
     MAXSIZE = 38, T_COMMIT = 40, T_POS = 41, T_MARK = 43, T_STATE = 46, T_ROOM = 47,
-    H_COMMIT = 48, H_POS = 49, H_STATE = 51, H_NEXT = 55,
+    H_COMMIT = 48, H_POS = 49, H_STATE = 51, H_LIMIT = 52, H_NEXT = 55,
     LIVE = 56, LIVE_BYTES = 57, RETURNED = 58, DELAYED = 59, REGION = 62, UNPUNCHED = 63,
     GET_WAITERS = 72, GET_WORD = 73, PUT_WAITERS = 80, JOIN_WAITERS = 88,
     TAIL_MUTEX = 3840, HEAD_MUTEX = 3968, BUSY = 1,
     HEADER_SIZE = 48, HEAD_SIZE = 24, STATE_OFFSET = 4, READY = 0x0F, DONE = 0xF0,
     MIN_LOG2 = 12, CHUNK_LOG2 = 10, LEDGER_END = 0, LEDGER_FIRST = 2,
-    WINDOW = 64 << 10, AHEAD = 64 << 10, BATCH = 1 << 20, REWIND = 256 << 10, BLOCK = 4096,
+    WINDOW = 64 << 10, AHEAD = 64 << 10, BATCH = 1 << 20, REWIND = 1 << 20, BLOCK = 4096,
 };
 #define MAGIC 0x71D5A10Cu
 #define NEVER ((1ull << 63) - 1)
 #define LAYOUT                                                                                                            \
-    {MAXSIZE, T_COMMIT, T_POS, T_MARK, T_STATE, T_ROOM, H_COMMIT, H_POS, H_STATE, H_NEXT, LIVE, LIVE_BYTES, RETURNED,     \
-     DELAYED, REGION, UNPUNCHED, GET_WAITERS, GET_WORD, PUT_WAITERS, JOIN_WAITERS, TAIL_MUTEX, HEAD_MUTEX, BUSY,          \
-     HEADER_SIZE, HEAD_SIZE, STATE_OFFSET, READY, DONE, MIN_LOG2, CHUNK_LOG2, LEDGER_END, LEDGER_FIRST, BATCH, REWIND, BLOCK,   \
-     MAGIC}
+    {MAXSIZE, T_COMMIT, T_POS, T_MARK, T_STATE, T_ROOM, H_COMMIT, H_POS, H_STATE, H_LIMIT, H_NEXT, LIVE, LIVE_BYTES,      \
+     RETURNED, DELAYED, REGION, UNPUNCHED, GET_WAITERS, GET_WORD, PUT_WAITERS, JOIN_WAITERS, TAIL_MUTEX, HEAD_MUTEX,      \
+     BUSY, HEADER_SIZE, HEAD_SIZE, STATE_OFFSET, READY, DONE, MIN_LOG2, CHUNK_LOG2, LEDGER_END, LEDGER_FIRST, BATCH,      \
+     REWIND, BLOCK, MAGIC}
 
 /* Seconds and items: see `look_out`. */
 #define LOOK_OUT 30e-6
@@ -81,7 +81,7 @@ typedef struct {
     char unfit, enabled;
     double look_at;
     int64_t tail_calm, calm, ledger_region;
-    uint64_t base, head_base, ledger_address;
+    uint64_t base, head_base, ledger_address, handed_out;
     /* set once by `_fast_bind` */
     Py_buffer map;
     Word *words;
@@ -91,7 +91,7 @@ typedef struct {
     uint16_t own_code;
     /* read-ahead of the head: records in [buffer_at, buffer_at + buffered) */
     uint8_t *buffer;
-    size_t capacity, buffered, last_size;
+    size_t capacity, buffered, last_size, last_length;
     uint64_t buffer_at, tail_seen;
     int streaming; /* below zero: so many times more it is taken for a dialogue */
     /* where done marks are written: MARKED bytes of the spool from marks_at on */
@@ -206,8 +206,7 @@ static PyObject *append(Ends *self, struct iovec *parts, int n_parts, uint8_t **
         return PyLong_FromLong(LEFT);
     uint64_t commit = words[T_COMMIT], flip = commit & 1, tail = words[T_POS + flip], end = tail + total;
     uint64_t most = words[MAXSIZE];
-    if (end > words[T_MARK] ||
-        (most && (commit >> 1) - (words[H_COMMIT] >> 1) + words[RETURNED] + words[DELAYED] + count > most)) {
+    if (most && (commit >> 1) - (words[H_COMMIT] >> 1) + words[RETURNED] + words[DELAYED] + count > most) {
         leave(self, TAIL_MUTEX);
         return PyLong_FromLong(LEFT);
     }
@@ -240,7 +239,7 @@ static PyObject *append(Ends *self, struct iovec *parts, int n_parts, uint8_t **
     Py_END_ALLOW_THREADS
     if (written != (ssize_t)total)
         return PyLong_FromLong(LEFT); /* nothing past the tail exists; the twin tries again, and says what is wrong */
-    return answer(self, 0);
+    return answer(self, end > words[T_MARK]);
 }
 
 static PyObject *fast_append(Ends *self, PyObject *const *args, Py_ssize_t nargs)
@@ -388,7 +387,14 @@ static int mark(Ends *self, uint64_t offset, int follow)
 
 /* -- get ------------------------------------------------------------------------------------------------------------ */
 
-/* Have the bytes of the record at a position in the buffer; its header there, or NULL if it is not one to deliver plainly. */
+static int plain(Ends *self, const Header *header, uint64_t position)
+{
+    return header->magic == MAGIC && header->state == READY && !header->due && header->position == position &&
+           crc32_of((const uint8_t *)header + HEAD_SIZE, HEADER_SIZE - HEAD_SIZE - 4, self->salt) == header->check;
+}
+
+/* Have the bytes of the record at a position in the buffer; its header there, or NULL if it is not one to deliver plainly,
+ * or goes past what the last checkpoint on the disk allows. */
 static Header *record_at(Ends *self, uint64_t position)
 {
     for (int tries = 0; tries < 2; tries++) {
@@ -396,12 +402,14 @@ static Header *record_at(Ends *self, uint64_t position)
         size_t wanted = WINDOW > self->last_size ? WINDOW : self->last_size;
         if (position >= self->buffer_at && at + HEADER_SIZE <= self->buffered) {
             Header *header = (Header *)(self->buffer + at);
-            if (header->magic != MAGIC || header->state != READY || header->due || header->position != position ||
-                crc32_of((uint8_t *)header + HEAD_SIZE, HEADER_SIZE - HEAD_SIZE - 4, self->salt) != header->check)
+            if (!plain(self, header, position))
                 return NULL;
             size_t size = record_size(header->length);
+            if (position + size > self->words[H_LIMIT])
+                return NULL;
             if (at + size <= self->buffered) {
                 self->last_size = size;
+                self->last_length = header->length;
                 return crc32_of((uint8_t *)header + HEADER_SIZE, header->length, 0) == header->sum ? header : NULL;
             }
             wanted = wanted > size ? wanted : size;
@@ -425,6 +433,32 @@ static Header *record_at(Ends *self, uint64_t position)
         self->buffer_at = position;
         self->buffered = got > 0 ? (size_t)got : 0;
     }
+    return NULL;
+}
+
+/* A record that is as large as the last one, read to where it is wanted; the payload, or NULL: then look at it as any other. */
+static PyObject *large_record_at(Ends *self, uint64_t position, Header *header)
+{
+    size_t length = self->last_length;
+    if (length < WINDOW || position + record_size(length) > self->tail_seen ||
+        position + record_size(length) > self->words[H_LIMIT])
+        return NULL;
+    PyObject *payload = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)length);
+    if (!payload) {
+        PyErr_Clear();
+        return NULL;
+    }
+    uint8_t *to = (uint8_t *)PyBytes_AS_STRING(payload);
+    struct iovec parts[2] = {{header, HEADER_SIZE}, {to, length}};
+    int good;
+    Py_BEGIN_ALLOW_THREADS
+    good = preadv(self->fd, parts, 2, (off_t)(position - self->head_base)) == (ssize_t)(HEADER_SIZE + length) &&
+           plain(self, header, position) && header->length == length && crc32_of(to, length, 0) == header->sum;
+    Py_END_ALLOW_THREADS
+    if (good)
+        return payload;
+    Py_DECREF(payload);
+    self->last_length = 0;
     return NULL;
 }
 
@@ -506,7 +540,9 @@ again:
             goto left;
         entry = ledger.meta[LEDGER_END];
     }
-    while (count < limit && position < self->tail_seen) {
+    Header large;
+    PyObject *large_payload = NULL;
+    while (count < limit && position < self->tail_seen && !large_payload) {
         if (count && position + HEADER_SIZE > self->buffer_at + self->buffered)
             break;
         if (count) { /* what was found before it must stay in the buffer */
@@ -514,22 +550,27 @@ again:
             if (position + record_size(next->length) > self->buffer_at + self->buffered)
                 break;
         }
-        Header *header = record_at(self, position);
+        if (!done && entry >= ledger.capacity)
+            break;
+        if (!count)
+            large_payload = large_record_at(self, position, &large);
+        Header *header = large_payload ? &large : record_at(self, position);
         if (!header)
             break;
         size_t size = record_size(header->length);
-        if (position + size > words[H_NEXT] || (!done && entry >= ledger.capacity))
-            break;
         long deliveries = (header->deliveries + 1) | reserved;
         PyObject *taken = PyTuple_New(6);
-        if (!taken)
+        if (!taken) {
+            Py_XDECREF(large_payload);
             goto failed;
+        }
         PyTuple_SET_ITEM(taken, 0, PyLong_FromUnsignedLongLong(position));
         PyTuple_SET_ITEM(taken, 1, PyLong_FromLongLong(done ? -1 : (long long)entry));
         PyTuple_SET_ITEM(taken, 2, PyLong_FromLong(deliveries));
         PyTuple_SET_ITEM(taken, 3, PyLong_FromLong(header->tag));
         PyTuple_SET_ITEM(taken, 4, PyLong_FromUnsignedLongLong(header->enqueued));
-        PyTuple_SET_ITEM(taken, 5, PyBytes_FromStringAndSize((char *)header + HEADER_SIZE, header->length));
+        PyTuple_SET_ITEM(taken, 5, large_payload ? large_payload
+                                                 : PyBytes_FromStringAndSize((char *)header + HEADER_SIZE, header->length));
         int refused = PyErr_Occurred() != NULL || PyList_Append(box, taken);
         Py_DECREF(taken);
         if (refused)
@@ -557,12 +598,15 @@ again:
         }
         return PyLong_FromLong(LEFT);
     }
-    if (done && !mark_done(self, first, position - first, (size_t)count))
+    if (done && !(large_payload ? mark(self, first - self->head_base + STATE_OFFSET, 1)
+                                : mark_done(self, first, position - first, (size_t)count)))
         goto failed;
     words[H_POS + (flip ^ 1)] = position;
     publish(&words[H_COMMIT], (commit + 2 * (uint64_t)count) ^ 1); /* this store takes them */
+    self->handed_out += done ? (uint64_t)count : 0; /* under the lock, as in HeadEnd.take */
+    int tell = words[PUT_WAITERS] || words[JOIN_WAITERS] || position > words[H_NEXT];
     leave(self, HEAD_MUTEX);
-    return answer(self, words[PUT_WAITERS] || words[JOIN_WAITERS]);
+    return answer(self, tell);
 failed: /* nothing was taken; BUSY has the twin derive anew what is half written */
     PyErr_Clear();
     self->buffered = 0;
@@ -685,6 +729,7 @@ static PyMemberDef members[] = {
     MEMBER("_calm", T_LONGLONG, calm),
     MEMBER("_base", T_ULONGLONG, base),
     MEMBER("_head_base", T_ULONGLONG, head_base),
+    MEMBER("_handed_out", T_ULONGLONG, handed_out),
     MEMBER("_ledger_region", T_LONGLONG, ledger_region),
     MEMBER("_ledger_address", T_ULONGLONG, ledger_address),
     {NULL, 0, 0, 0, NULL},

@@ -208,6 +208,8 @@ class Handle(Ends):
         self._tail_seen = 0
         self._back = b""
         self._back_at = 0
+        self._handed_out = 0  # items that were done when taken, and are not counted off; under the head lock
+        self._counts_off = False
         self._odd_reader: Reader | None = None
         self._look_at = 0.0
         self._sync_lock = HotLock(self._control, SYNC_MUTEX, SYNC_STATE, self.path, plain)
@@ -266,7 +268,10 @@ class Handle(Ends):
             finally:
                 # If an interrupt comes before the files are closed, the next call goes on; if it comes behind, the others
                 # find this owner dead and return what it held.
-                under_cold_lock(self.path, lambda: self._close_locked(sound))
+                if self._spool.is_deleted():  # nobody can open it, and the lock's file would stay behind for nothing
+                    self._close_locked(sound)
+                else:
+                    under_cold_lock(self.path, lambda: self._close_locked(sound))
 
     def _close_locked(self, sound: bool) -> None:
         try:

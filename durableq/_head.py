@@ -7,6 +7,7 @@ from time import monotonic
 
 from durableq import _os
 from durableq._checkpoint import DISTANCE, mark_head
+from durableq._compiled import crc32
 from durableq._handle import Handle, at_head
 from durableq._leases import DEAD_CODE, DEAD_LENT, DELAYED_CODE, MAX_COUNT
 from durableq._locks import UNKNOWN
@@ -21,7 +22,6 @@ from durableq._record import (
     READY,
     STATE_OFFSET,
     TAG_PAD,
-    crc32,
     decode,
     decode_due,
     encode_due,
@@ -48,6 +48,7 @@ from durableq._state import (
     SEEN_DELAYED,
     SHUTDOWN,
     SPECIAL,
+    T_COMMIT,
     UNPUNCHED,
 )
 from durableq._wakeup import EVERYBODY, GET, JOIN, PUT
@@ -73,21 +74,25 @@ class HeadEnd(Handle):
     # -- taking --------------------------------------------------------------------------------------------------------
 
     def take(self, box: list[Taken], limit: int, done: bool, reserved: int = 0) -> bool:
-        """Take up to `limit` of the oldest items into the empty `box`; False if none is ready.
+        """Take up to `limit` of the oldest items into the empty `box`; False if none is ready. The compiled twin begins.
 
         `done`: they are done at once, else they are lent. Whatever exception comes (KeyboardInterrupt can come anywhere), the
         box then holds what was taken all the same, for `untake`.
         Raises ShutDown, and OSError from the disk.
         """
         if self._fast_take is not None and (did := self._fast_take(box, limit, done, reserved, False)):
+            while len(box) < limit and (more := self._fast_take(box, limit - len(box), done, reserved, False)):
+                did |= more
             if did > 1:
                 self.told(done, len(box))
-            return True
+            if len(box) == limit or not self.may_take():
+                return True
         if self._unfit:
             self._check()
         if monotonic() > self._look_at:
             self._look_around()
         words = self._words
+        begun = len(box)
         code = UNKNOWN
         try:
             code = _mutex_try(self._head.address)
@@ -108,6 +113,8 @@ class HeadEnd(Handle):
                 if words[SHUTDOWN]:
                     raise ShutDown
                 return False
+            if done:
+                self._handed_out += len(box) - begun
         except BaseException:
             words[H_STATE] |= BUSY
             if box:
@@ -119,8 +126,15 @@ class HeadEnd(Handle):
         self.told(done, len(box))
         return True
 
+    def may_take(self) -> bool:
+        """Whether a get that found nothing is worth another try: something is ready, or the queue was shut down."""
+        words = self._words
+        return bool(words[T_COMMIT] >> 1 != words[H_COMMIT] >> 1 or words[RETURNED] or words[SHUTDOWN])
+
     def told(self, done: bool, count: int) -> None:
-        """After a take: tell whom it concerns."""
+        """After a take: tell whom it concerns, and look after what is due now and then."""
+        if self._control.head()[0] > self._words[H_NEXT]:
+            self._look_at_milestone(done)
         if done:
             self._is_done(count)
         elif self._words[PUT_WAITERS]:
@@ -205,10 +219,20 @@ class HeadEnd(Handle):
         words[H_POS + (flip ^ 1)] = position
         words[H_COMMIT] = commit + 2 * len(offsets) ^ 1  # this store takes them
         if milestone:
-            words[H_NEXT] = min(position + BATCH, words[H_LIMIT])
-            if done:
-                self._tidy()
+            self._pass_milestone(position, done)
         return True
+
+    def _pass_milestone(self, position: int, done: bool) -> None:
+        words = self._words
+        words[H_NEXT] = min(position + 2 * BATCH, words[H_LIMIT])
+        if done:
+            self._tidy()
+
+    @at_head
+    def _look_at_milestone(self, done: bool) -> None:
+        position = self._control.head()[0]
+        if position > self._words[H_NEXT]:
+            self._pass_milestone(position, done)
 
     def _lend(self, position: int, size: int, count: int) -> int:
         ledger = self._ledger

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 from typing import Any
 
@@ -12,7 +12,7 @@ from durableq._delivery import Peeked
 from durableq._head import Taken
 from durableq._leases import DEAD_CODE
 from durableq._reader import ItemReader, _ThisThread
-from durableq._record import HEADER_SIZE, MAX_LENGTH, encode_body, encode_due
+from durableq._record import HEADER_SIZE, MAX_LENGTH, TAG_BYTES, encode_body, encode_due
 from durableq._serializers import Codec, Serializer
 from durableq._spool import Options
 from durableq._store import Stats, Store
@@ -83,7 +83,7 @@ class DurableQueue(ItemReader):
     ) -> None:
         self._arguments = (path, options, ack, sync, serializer, mode)
         self._codec = codec = Codec(serializer)
-        self._dumps, self._tag = codec.dumps, codec.tag
+        self._dumps, self._tag, self._takes_bytes = codec.dumps, codec.tag, codec.takes_bytes
         self._done = ack == "get"
         self._this_thread = _ThisThread()
         self._store = Store(path, options, sync=sync, mode=mode, create=create, runs_code=self._codec.runs_code)
@@ -113,12 +113,15 @@ class DurableQueue(ItemReader):
             raise ValueError("'timeout' must be a non-negative number")
         if delay < 0:
             raise ValueError("'delay' must be a non-negative number")
-        payload = self._dumps(item)
-        if self._fast_append is not None and not delay and (did := self._fast_append(payload, self._tag)):
+        if type(item) is bytes and self._takes_bytes:
+            payload, tag = item, TAG_BYTES
+        else:
+            payload, tag = self._dumps(item), self._tag
+        if self._fast_append is not None and not delay and (did := self._fast_append(payload, tag)):
             if did > 1:
                 self._store.wrote()
             return
-        body = self._encode(payload)
+        body = self._encode(payload, tag)
         due = encode_due(time.time_ns() // 1_000_000 + int(delay * 1000)) if delay else 0
         if not self._store.append((body,), due):
             self._wait_and_append((body,), due, block, timeout)
@@ -135,22 +138,26 @@ class DurableQueue(ItemReader):
         """
         if timeout is not None and timeout < 0 and block:
             raise ValueError("'timeout' must be a non-negative number")
-        payloads = list(map(self._dumps, items))
+        items = list(items)
+        if self._takes_bytes and set(map(type, items)) == {bytes}:
+            payloads, tag = items, TAG_BYTES
+        else:
+            payloads, tag = list(map(self._dumps, items)), self._tag
         sizes = [len(payload) for payload in payloads]
         self._check_size(max(sizes, default=0))
         first = size = 0
         for n, length in enumerate(sizes, 1):
             size += length
             if size >= _BATCH or n == len(sizes):
-                self._put_part(payloads[first:n], first, block, timeout)
+                self._put_part(payloads[first:n], tag, first, block, timeout)
                 first, size = n, 0
 
-    def _put_part(self, payloads: list[bytes], before: int, block: bool, timeout: float | None) -> None:
-        if self._fast_append_many is not None and (did := self._fast_append_many(payloads, self._tag)):
+    def _put_part(self, payloads: list[bytes], tag: int, before: int, block: bool, timeout: float | None) -> None:
+        if self._fast_append_many is not None and (did := self._fast_append_many(payloads, tag)):
             if did > 1:
                 self._store.wrote()
             return
-        bodies = [self._encode(payload) for payload in payloads]
+        bodies = [self._encode(payload, tag) for payload in payloads]
         done = self._store.append(bodies)
         if done < len(bodies):
             self._wait_and_append(bodies[done:], 0, block, timeout, before + done)
@@ -161,9 +168,9 @@ class DurableQueue(ItemReader):
             bound = self._max_bytes or MAX_LENGTH
             raise ValueError(f"{self.path}: an item of {size} bytes never fits into a queue of {bound} bytes")
 
-    def _encode(self, payload: bytes) -> bytes:
+    def _encode(self, payload: bytes, tag: int) -> bytes:
         self._check_size(len(payload))
-        return encode_body(payload, self._codec.tag, time.time_ns() // 1000, self._store._salt)
+        return encode_body(payload, tag, time.time_ns() // 1000, self._store._salt)
 
     def _wait_and_append(
         self, bodies: tuple[bytes, ...] | list[bytes], due: int, block: bool, timeout: float | None, before: int = 0
@@ -292,6 +299,11 @@ class DurableQueue(ItemReader):
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.path!r}{' closed' if self.closed else ''}>"
+
+    def _carry(self, headers: Callable[[], Mapping[str, str]]) -> None:
+        """From now on, whatever is put through this handle goes with the headers that this returns at the time."""
+        self._codec = codec = self._codec.carrying(headers)
+        self._dumps, self._tag, self._takes_bytes = codec.dumps, codec.tag, codec.takes_bytes
 
     def _wait(self, deadline: Deadline) -> None:
         self._store.wait_for_item(deadline)

@@ -14,7 +14,7 @@ A record is a 48-byte header and a payload, padded with zeros to a multiple of 8
     24      4     length      once           of the payload
     28      4     sum         once           crc32 of the payload
     32      8     enqueued    once           microseconds since 1970, for people; nothing is ordered by it
-    40      2     tag         once           which serializer wrote the payload
+    40      2     tag         once           which serializer wrote the payload, and whether headers precede it
     42      2     zero
     44      4     header sum  once           crc32 of bytes 24 to 44, seeded with the spool's salt, so that a payload cannot
                                              forge a record (whoever put it there does not know the salt)
@@ -47,6 +47,8 @@ TAG_PICKLE = 1
 TAG_JSON = 2
 TAG_BYTES = 3
 TAG_CUSTOM = 4
+TAG_HEADERS = 0x100
+"""Set beside the serializer's number: the payload begins with headers (see `_headers`)."""
 TAG_PAD = 0xFFFF
 """A pad is a DONE record without content: it covers what is left of dead records behind a hole."""
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Protocol
 
-from durableq._record import TAG_BYTES, TAG_CUSTOM, TAG_JSON, TAG_PICKLE
+from durableq._headers import headers_of, with_headers, without_headers
+from durableq._record import TAG_BYTES, TAG_CUSTOM, TAG_HEADERS, TAG_JSON, TAG_PICKLE
 from durableq.errors import DecodeError
 
 
@@ -78,6 +80,8 @@ class Codec:
             self.tag, own = TAG_CUSTOM, serializer
         self.dumps = own.dumps
         self.runs_code = self.tag == TAG_PICKLE
+        self.takes_bytes = self.runs_code
+        """Whether items of type `bytes` go as they are, with the tag of "bytes": the same item comes out, two copies less."""
         self.loads: dict[int, Callable[[bytes], Any]] = {
             tag: s.loads for tag, s in _BY_NAME.values() if tag != TAG_PICKLE or self.runs_code
         }
@@ -88,6 +92,8 @@ class Codec:
         try:
             loads = self.loads[tag]
         except KeyError:
+            if tag & TAG_HEADERS:
+                return self._decode_behind_headers(tag, payload, path, position)
             name = _NAMES.get(tag, "an object of its own")
             raise DecodeError(
                 f"{path}: the item at position {position} was written by serializer {name!r}, which this handle does not "
@@ -100,3 +106,22 @@ class Codec:
                 f"{path}: the item at position {position} cannot be decoded ({type(exc).__name__}: {exc}); it lies with "
                 f"the dead letters: make what it needs importable and call redrive()"
             ) from exc
+
+    def _decode_behind_headers(self, tag: int, payload: bytes, path: str, position: int) -> Any:
+        try:
+            headers_of(payload)  # whoever reads them is not to be the first to find that they are none
+            payload = without_headers(payload)
+        except Exception as exc:
+            raise DecodeError(
+                f"{path}: the headers of the item at position {position} cannot be decoded ({type(exc).__name__}: {exc}); "
+                f"it lies with the dead letters"
+            ) from exc
+        return self.decode(tag & ~TAG_HEADERS, payload, path, position)
+
+    def carrying(self, headers: Callable[[], Mapping[str, str]]) -> Codec:
+        """A codec that asks for headers with each item it writes, and puts them before it."""
+        codec, dumps = copy.copy(self), self.dumps
+        codec.tag = self.tag | TAG_HEADERS
+        codec.takes_bytes = False  # these have a place for headers only behind the serializer
+        codec.dumps = lambda item: with_headers(headers(), dumps(item))
+        return codec

@@ -13,8 +13,8 @@ from durableq._reclaim import BATCH
 from durableq._record import DONE_BYTE, READY, STATE_OFFSET, encode_body, record_size
 from durableq._scan import Reader
 from durableq._spool import SUPERBLOCK
-from durableq._state import BUSY, DROPS, GET_WAITERS, H_STATE, UNPUNCHED
-from durableq._wakeup import EVERYBODY, GET
+from durableq._state import BUSY, DROPS, GET_WAITERS, H_STATE, JOIN_WAITERS, UNPUNCHED
+from durableq._wakeup import EVERYBODY, GET, JOIN
 
 _mutex_try, _mutex_unlock = _os.mutex_try, _os.mutex_unlock
 
@@ -73,6 +73,26 @@ class Settler(HeadEnd):
         if i < 0:
             return False
         self._finish(i, self._ledger.position[i])
+        return True
+
+    def count_off(self) -> bool:
+        """Count off an item that was done when this handle took it; False if there is none left. The file does not change.
+
+        From the first time on `wait_until_finished` waits for this too: the program tells when its work has ended.
+        """
+        self._check()
+        if not self._count_off_locked():
+            return False
+        if self._words[JOIN_WAITERS] and not self._handed_out:
+            self._wakeup.wake(JOIN, EVERYBODY)
+        return True
+
+    @at_head
+    def _count_off_locked(self) -> bool:
+        self._counts_off = True
+        if not self._handed_out:
+            return False
+        self._handed_out -= 1
         return True
 
     def nack(self, position: int, index: int, count: int, delay: float = 0.0) -> bool:

@@ -173,6 +173,10 @@ class Spool:
                 f"{self.path}: {what} while this handle had it open; close the handle and open the queue again"
             )
 
+    def is_deleted(self) -> bool:
+        """Whether this file has no name any more."""
+        return os.fstat(self.fd).st_nlink == 0
+
     # -- superblock ----------------------------------------------------------------------------------------------------
 
     def store_options(self, options: Options) -> None:

@@ -105,16 +105,16 @@ class Store(TailEnd):
 
     def wait_for_item(self, deadline: Deadline) -> None:
         """Sleep until an item may be ready, the queue was shut down, or the deadline."""
-        words = self._words
-        for _ in range(_SPINS):
-            if words[T_COMMIT] >> 1 != words[H_COMMIT] >> 1 or words[RETURNED] or words[SHUTDOWN]:
-                return
-        self._wait(GET, self.may_take, deadline)
+        if not self.spin_for_item():
+            self._wait(GET, self.may_take, deadline)
 
-    def may_take(self) -> bool:
-        """Whether a get that found nothing is worth another try: something is ready, or the queue was shut down."""
+    def spin_for_item(self) -> bool:
+        """Look for an item for as long as a trip through the scheduler would take; whether there may be one."""
         words = self._words
-        return bool(words[T_COMMIT] >> 1 != words[H_COMMIT] >> 1 or words[RETURNED] or words[SHUTDOWN])
+        for _ in range(_SPINS):  # noqa: SIM110, a generator takes longer for each look
+            if words[T_COMMIT] >> 1 != words[H_COMMIT] >> 1 or words[RETURNED] or words[SHUTDOWN]:
+                return True
+        return False
 
     def wait_for_dead_letter(self, deadline: Deadline) -> None:
         """Sleep until there may be a dead letter to take, or the deadline."""
@@ -138,10 +138,14 @@ class Store(TailEnd):
         return self._drop_policy and self.may_take()
 
     def wait_until_finished(self) -> None:
-        """Sleep until nothing is unfinished."""
+        """Sleep until nothing is unfinished; if this handle counts off what it takes, until that has been done too."""
+
+        def finished() -> bool:
+            return not (self._control.unfinished() or (self._counts_off and self._handed_out))
+
         self._check()
-        while self._control.unfinished():
-            self._wait(JOIN, lambda: not self._control.unfinished(), Deadline(None))
+        while not finished():
+            self._wait(JOIN, finished, Deadline(None))
             self._check()
 
     def _wait(self, condition: Condition, ready: Callable[[], bool], deadline: Deadline) -> None:
@@ -320,6 +324,7 @@ class Store(TailEnd):
     def peek(self, n: int, code: int = RETURNED_CODE) -> list[Taken]:
         """The first `n` items that would be taken next, without taking them; `code`: DEAD_CODE for dead letters."""
         self._check()
+        self._bury_dead()
         found: list[Taken] = []
         self._peek_locked(n, code, found)
         return found

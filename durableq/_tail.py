@@ -10,7 +10,7 @@ from time import monotonic
 
 from durableq import _os
 from durableq._checkpoint import mark_head, mark_tail
-from durableq._handle import at_head
+from durableq._handle import at_head, at_tail
 from durableq._locks import UNKNOWN
 from durableq._reclaim import BATCH
 from durableq._record import HEAD_SIZE, MAGIC, READY, pack_head
@@ -85,9 +85,6 @@ class TailEnd(Settler):
             words[T_COMMIT] = commit + 2 * len(bodies) ^ 1  # this store publishes them
             if due:
                 words[PUT_DELAYED] += 1
-            if end > words[T_MARK]:
-                with suppress(OSError):  # a hint for recovery: the put stands without it
-                    mark_tail(self._spool, self._control)
         except BaseException as exc:
             if commit >= 0 and words[T_COMMIT] == commit:
                 self._undo_append()
@@ -112,9 +109,17 @@ class TailEnd(Settler):
         return len(bodies)
 
     def wrote(self) -> None:
-        """Something was appended: make it durable by the policy."""
+        """Something was appended: make it durable by the policy, and write a checkpoint where one is due."""
         if not self._committer.armed:
             self._committer.wrote()
+        if self._control.tail()[0] > self._words[T_MARK]:
+            with suppress(OSError):  # a hint for recovery: the put stands without it
+                self._mark_tail()
+
+    @at_tail
+    def _mark_tail(self) -> None:
+        if self._control.tail()[0] > self._words[T_MARK]:
+            mark_tail(self._spool, self._control)
 
     def _found_room(self) -> bool:
         try:

@@ -12,7 +12,7 @@ comes to sleep now looks first, and finds one), and a call to the system for eac
 Why a sleeper on each condition wakes:
     GET   a record was published; an item was given back, fell due, or lost its holder; the queue was shut down
     PUT   an item was taken (`maxsize`) or done (`max_bytes`); the queue was purged or shut down
-    JOIN  nothing is unfinished any more; the queue was shut down
+    JOIN  nothing is unfinished, or nothing left to count off, any more; the queue was shut down
 """
 
 from __future__ import annotations

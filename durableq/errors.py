@@ -4,7 +4,7 @@
     |-- of the caller:      BadURLError, ClosedError, OptionMismatchError, StaleDeliveryError, UnsupportedError
     |-- of the file:        NotASpoolError, NewerFormatError, DamagedError, SpoolReplacedError
     |-- of the item:        DecodeError
-    |-- of the environment: InsecureSpoolError, NetworkFilesystemError, PoisonedError, TooManyOwnersError
+    |-- of the environment: InsecureSpoolError, NetworkFilesystemError, PoisonedError, PoolError, TooManyOwnersError
 
 Each class also derives from the built-in that a program written for `multiprocessing.Queue` would catch (`ValueError` on a
 closed queue, `OSError` for the disk). `Empty` and `Full` are the standard library's own; so is `ShutDown` from Python 3.13
@@ -32,6 +32,7 @@ __all__ = [
     "NotASpoolError",
     "OptionMismatchError",
     "PoisonedError",
+    "PoolError",
     "ShutDown",
     "SpoolReplacedError",
     "StaleDeliveryError",
@@ -101,6 +102,10 @@ class NetworkFilesystemError(DurableQError, OSError):
 
 class PoisonedError(DurableQError, OSError):
     """A sync failed earlier on this handle, so what it wrote may be lost; open the queue again."""
+
+
+class PoolError(DurableQError, RuntimeError):
+    """A worker pool cannot go on: its workers end before they have done anything."""
 
 
 class TooManyOwnersError(DurableQError, OSError):

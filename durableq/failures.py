@@ -35,7 +35,7 @@ from durableq._delivery import Delivery
 from durableq._locks import under_cold_lock
 from durableq._queue import DurableQueue
 
-__all__ = ["Failure", "note", "read", "reject", "short", "sweep"]
+__all__ = ["Failure", "latest", "note", "read", "reject", "short", "sweep"]
 
 LONGEST = 16 << 10
 """Characters of `details` that are kept: the end of them, where tracebacks and programs say what was wrong."""
@@ -100,6 +100,11 @@ def read(queue: DurableQueue) -> dict[str, Failure]:
     """The stories of the dead letters that are there now, in the order in which they were told."""
     dead = queue.dead_letters.ids()
     return {failure.id: failure for failure in _stories(queue) if failure.id in dead}
+
+
+def latest(queue: DurableQueue, id: str) -> Failure | None:
+    """The last story that was told of an item, whether or not it is a dead letter (yet)."""
+    return next((told for told in _stories(queue) if told.id == id), None)
 
 
 def sweep(queue: DurableQueue) -> int:

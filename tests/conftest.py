@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pool_jobs
 import psutil
 import pytest
 from engines.forwarder import Forwarder
@@ -18,7 +19,7 @@ from engines.redis_server import RedisServer
 from engines.subjects import Subject, numbers
 from processes import PATIENCE, Child
 
-from durableq import DurableQueue, check
+from durableq import DurableQueue, WorkerPool, check
 from durableq._handle import Handle
 
 SPOILING = {"test_bad_input", "test_check", "test_damage", "test_fuzz"}
@@ -32,6 +33,16 @@ def path(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
     yield where
     if where.is_file() and request.module.__name__ not in SPOILING:
         report = check(where)
+        assert report.ok, report
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Iterator[Path]:
+    """Where the broker directory of this test lies. After the test every spool in it is checked."""
+    where = tmp_path / "broker"
+    yield where
+    for spool in where.glob("*.dq"):
+        report = check(spool)
         assert report.ok, report
 
 
@@ -59,6 +70,16 @@ def q(open_queue: Callable[..., DurableQueue]) -> DurableQueue:
 def in_python(monkeypatch: pytest.MonkeyPatch) -> None:
     """No compiled calls in this process: every call to the system goes through the seam, every step is a byte code."""
     monkeypatch.setattr(Handle, "compiled", False)
+
+
+@pytest.fixture
+def pool(path: Path) -> Callable[..., WorkerPool]:
+    """`pool(function, processes, **options)` is a WorkerPool at `path`: by default of one worker, that tries again at once."""
+
+    def maker(function: Callable[[Any], Any] = pool_jobs.work, processes: int = 1, **options: Any) -> WorkerPool:
+        return WorkerPool(path, function, processes, **{"backoff": pool_jobs.AT_ONCE, **options})
+
+    return maker
 
 
 @pytest.fixture

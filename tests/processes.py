@@ -13,6 +13,8 @@ import textwrap
 import time
 from collections.abc import Callable, Sequence
 
+import psutil
+
 PATIENCE = 30.0
 """Seconds after which something that should have happened will not: generous, for machines under load."""
 
@@ -100,6 +102,14 @@ class Child:
     def _complaint(self) -> str:
         self._errors.seek(0)
         return self._errors.read().decode(errors="replace")
+
+
+def alive(pid: int) -> bool:
+    """Whether there is such a process, and it is no zombie (whose other threads may have a moment to live yet)."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def until(holds: Callable[[], object], patience: float = PATIENCE) -> None:

@@ -188,3 +188,12 @@ def test_the_representation_names_the_file_and_survives_closing(q, path):
     assert str(path) in repr(q)
     q.close()
     assert str(path) in repr(q)
+
+
+def test_closing_a_handle_whose_files_were_deleted_leaves_nothing_behind(path):
+    q = DurableQueue(path)
+    q.put("x")
+    for file in path.parent.iterdir():
+        file.unlink()
+    q.close()
+    assert list(path.parent.iterdir()) == []

@@ -6,8 +6,10 @@ import inspect
 import multiprocessing
 import pickle
 import queue
+import threading
 
 import pytest
+from processes import PATIENCE, until
 
 import durableq
 
@@ -28,6 +30,95 @@ def test_path_is_by_name_only(path):
         durableq.Queue(0, path)
     with pytest.raises(TypeError):
         durableq.SimpleQueue(path)
+
+
+@pytest.mark.parametrize("kind", [durableq.Queue, durableq.JoinableQueue, durableq.SimpleQueue])
+def test_the_ctx_that_the_classes_of_multiprocessing_insist_on_is_taken(kind):
+    q = kind(ctx=multiprocessing.get_context("spawn"))
+    q.put("x")
+    assert q.get() == "x"
+    q.close()
+
+
+@pytest.mark.parametrize("kind", [durableq.Queue, durableq.JoinableQueue, durableq.SimpleQueue])
+def test_a_drop_in_can_be_subscripted_in_an_annotation(kind):
+    assert kind[int].__origin__ is kind
+
+
+@pytest.mark.parametrize("kind", [durableq.Queue, durableq.JoinableQueue])
+def test_put_nowait_goes_through_a_put_that_a_subclass_has_changed(kind):
+    class Doubling(kind):
+        def put(self, obj, *args, **options):
+            super().put(2 * obj, *args, **options)
+
+    with Doubling() as q:
+        q.put_nowait(21)
+        assert q.get_nowait() == 42
+
+
+def test_task_done_of_a_queue_raises_value_error_when_it_is_called_more_often_than_get():
+    with durableq.Queue() as q:
+        q.put_many("abc")
+        with pytest.raises(ValueError, match="too many"):
+            q.task_done()
+        q.get_many(2)
+        q.task_done()
+        q.task_done()
+        with pytest.raises(ValueError, match="too many"):
+            q.task_done()
+        assert q.qsize() == 1
+
+
+def test_task_done_of_a_queue_leaves_alone_what_others_have_on_loan(path, open_queue):
+    lends = open_queue()
+    lends.put_many("ab")
+    assert lends.get() == "a"
+    with durableq.Queue(path=path) as q:
+        assert q.get() == "b"
+        q.task_done()
+        with pytest.raises(ValueError, match="too many"):
+            q.task_done()
+    assert lends.stats().lent == 1
+    lends.task_done()
+
+
+def test_join_of_a_queue_waits_until_everything_was_taken():
+    with durableq.Queue() as q:
+        q.put("x")
+        joined = threading.Thread(target=q.join)
+        joined.start()
+        q.get()
+        joined.join(PATIENCE)
+        assert not joined.is_alive()
+
+
+def test_join_of_a_queue_waits_for_task_done_in_a_program_that_calls_it():
+    with durableq.Queue() as q:
+        q.put_many("ab")
+        q.get_many(2)
+        q.task_done()
+        joined = threading.Thread(target=q.join)
+        joined.start()
+        until(lambda: q.stats().owners[0].waiting)
+        q.task_done()
+        joined.join(PATIENCE)
+        assert not joined.is_alive()
+
+
+def test_a_child_does_not_inherit_the_count_of_what_a_queue_handed_out():
+    def child():
+        with pytest.raises(ValueError, match="too many"):
+            q.task_done()
+        q.join()
+
+    with durableq.Queue() as q:
+        q.put_many("ab")
+        q.get_many(2)
+        q.task_done()
+        process = multiprocessing.get_context("fork").Process(target=child)
+        process.start()
+        process.join(PATIENCE)
+        assert process.exitcode == 0
 
 
 def test_queue_hands_items_over_for_good(path):

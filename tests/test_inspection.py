@@ -42,6 +42,14 @@ def test_peek_does_not_show_items_that_are_not_due(q):
     assert q.peek() == []
 
 
+def test_peek_shows_what_a_dead_process_had(q, start, path):
+    q.put_many("ab")
+    child = start("q = DurableQueue(path); q.get(); say('holds it'); hear()", path)
+    child.expect("holds it")
+    child.kill()
+    assert q.peek(5) == ["a", "b"]
+
+
 def test_peek_counts_no_delivery(q):
     q.put("x")
     q.peek()

@@ -1,1 +1,1 @@
-"""Where durableq meets other systems. Each module needs an extra of its own and imports it when it is used."""
+"""Where durableq plugs into other systems. Each module needs its own extra, and says so if that is not installed."""

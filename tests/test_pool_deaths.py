@@ -1,0 +1,212 @@
+"""WorkerPool: workers that die, hang, are stopped or grow; and the pool that is killed itself."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+import psutil
+import pytest
+from pool_jobs import told
+from processes import PATIENCE, alive, until
+
+from durableq import DurableQueue
+
+NEVER = 600
+"""Seconds that no test waits for."""
+
+
+# -- workers that die --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("item", "reason"),
+    [
+        (("kill", signal.SIGKILL), "killed by SIGKILL"),
+        (("segfault", None), "killed by SIGSEGV"),
+        (("exit", 0), "ended with exit code 0"),
+        (("exit", 3), "ended with exit code 3"),
+    ],
+    ids=["SIGKILL", "segfault", "_exit(0)", "_exit(3)"],
+)
+def test_an_item_that_kills_its_worker_each_time_is_a_dead_letter_and_the_others_are_done(q, pool, item, reason):
+    q.put_many([1, item, 2, 3])
+    running = pool(max_deliveries=3)
+    tally = running.run(until_empty=True)
+    assert (tally.done, tally.dead, tally.deaths) == (3, 1, 3)
+    (story,) = running.failures()
+    assert (story.reason, story.deliveries, story.item) == (reason, 3, repr(item))
+    assert q.dead_letters.ids() == {story.id}
+    assert story.pid != os.getpid()
+
+
+def test_the_story_of_a_segfault_says_where_in_the_function_it_was(q, pool):
+    q.put(("segfault", None))
+    running = pool(max_deliveries=1)
+    running.run(until_empty=True)
+    details = running.failures()[0].details
+    assert details.startswith("Fatal Python error: Segmentation fault")
+    assert "in do_segfault" in details and "durableq/pool" not in details
+
+
+@pytest.mark.parametrize("start_method", ["spawn", "forkserver", "fork"])
+def test_a_worker_that_dies_is_replaced_and_its_item_goes_to_another(q, pool, tmp_path, start_method):
+    q.put(("die_once", tmp_path / "told"))
+    tally = pool(start_method=start_method).run(until_empty=True)
+    assert (tally.done, tally.deaths) == (1, 1)
+    first, second = told(tmp_path / "told")
+    assert first != second
+
+
+def test_a_queue_that_counts_itself_buries_the_item_of_a_dead_worker_and_its_story_is_there(open_queue, pool):
+    q = open_queue(max_deliveries=1)
+    q.put(("exit", 9))
+    running = pool(max_deliveries=None)
+    running.run(until_empty=True)
+    assert [story.reason for story in running.failures()] == ["ended with exit code 9"]
+
+
+def test_idle_workers_that_are_killed_are_replaced(q, pool):
+    with pool(processes=2) as running:
+        until(lambda: len([o for o in q.stats().owners if o.waiting]) == 2)
+        for owner in q.stats().owners:
+            if owner.waiting:
+                os.kill(owner.pid, signal.SIGKILL)
+        q.put_many([1, 2, 3])
+        until(lambda: running.tally().done == 3)
+    assert running.tally().deaths == 2
+
+
+# -- limits ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("what", "where"), [("sleep", "in do_sleep"), ("backtrack", "in do_backtrack")])
+def test_an_item_that_takes_too_long_costs_its_worker_and_is_a_dead_letter_that_says_where_it_hung(q, pool, what, where):
+    q.put_many([(what, NEVER), 1])
+    running = pool(max_deliveries=2, timeout=0.5)
+    tally = running.run(until_empty=True)
+    assert (tally.done, tally.dead, tally.deaths) == (1, 1, 2)
+    (story,) = running.failures()
+    assert (story.reason, story.deliveries) == ("killed after 0.5 s (timeout)", 2)
+    assert where in story.details
+
+
+def test_the_time_limit_is_for_each_item_and_not_for_the_worker(q, pool):
+    q.put_many([("sleep", 0.1)] * 10)
+    tally = pool(timeout=PATIENCE).run(until_empty=True)
+    assert (tally.done, tally.deaths) == (10, 0)
+
+
+def test_the_programs_that_a_hung_item_has_started_are_killed_with_it(q, pool, tmp_path):
+    q.put(("start_child", tmp_path / "pid"))
+    pool(max_deliveries=1, timeout=2.0).run(until_empty=True)
+    child = int((tmp_path / "pid").read_text())
+    until(lambda: not alive(child))
+
+
+def test_a_worker_is_replaced_after_max_items(q, pool, tmp_path):
+    q.put_many([("tell", tmp_path / "told")] * 6)
+    tally = pool(max_items=2).run(until_empty=True)
+    assert (tally.done, tally.deaths) == (6, 0)
+    a, b, c = told(tmp_path / "told")[::2]
+    assert told(tmp_path / "told") == [a, a, b, b, c, c] and len({a, b, c}) == 3
+
+
+def test_a_worker_that_has_grown_too_much_is_replaced_after_its_item(q, pool, tmp_path):
+    q.put_many([("tell", tmp_path / "told"), ("grow", 300 << 20), ("tell", tmp_path / "told")])
+    tally = pool(max_memory=250 << 20).run(until_empty=True)
+    assert (tally.done, tally.deaths) == (3, 0)
+    first, second = told(tmp_path / "told")
+    assert first != second
+
+
+# -- leases ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_lease_is_extended_while_its_worker_lives(q, pool, tmp_path):
+    q.put(("meet", tmp_path / "told"))
+    with pool(processes=2, lease=0.5) as running:
+        until(lambda: told(tmp_path / "told"))
+        time.sleep(2.0)  # four leases: another worker would have it long ago
+        assert len(told(tmp_path / "told")) == 1
+        (tmp_path / "told-go").touch()
+        until(lambda: running.tally().done == 1)
+    assert running.tally().deaths == 0
+
+
+def test_the_lease_of_the_queue_itself_is_extended_as_well(open_queue, pool, tmp_path):
+    q = open_queue(lease=0.5)
+    q.put(("meet", tmp_path / "told"))
+    with pool(processes=2) as running:
+        until(lambda: told(tmp_path / "told"))
+        time.sleep(2.0)
+        assert len(told(tmp_path / "told")) == 1
+        (tmp_path / "told-go").touch()
+        until(lambda: running.tally().done == 1)
+
+
+def test_the_item_of_a_stopped_worker_goes_to_another_and_its_late_ack_changes_nothing(q, pool, tmp_path, caplog):
+    q.put(("meet", tmp_path / "told"))
+    with pool(processes=2, lease=0.5) as running:
+        until(lambda: told(tmp_path / "told"))
+        stopped = psutil.Process(told(tmp_path / "told")[0])
+        stopped.suspend()
+        try:
+            until(lambda: len(told(tmp_path / "told")) == 2)
+            (tmp_path / "told-go").touch()
+            until(lambda: running.tally().done == 1)
+        finally:
+            stopped.resume()
+        until(lambda: "came too late" in caplog.text)
+        assert running.tally().done == 1 and q.stats().unfinished == 0
+
+
+def test_the_item_of_a_worker_that_never_gives_up_the_gil_goes_to_another_when_its_lease_ends(q, pool):
+    q.put(("hog", 3))
+    with pool(processes=2, lease=0.5):
+        until(lambda: [lent.deliveries for lent in q.peek_lent()] == [2])
+
+
+# -- the pool is killed ------------------------------------------------------------------------------------------------
+
+POOL = """
+import pool_jobs
+from durableq import WorkerPool
+if __name__ == "__main__":
+    WorkerPool(path, pool_jobs.work, 2, start_method=sys.argv[2], lease=60).run()
+"""
+
+
+# A fork server's workers are not the pool's children, so one that never gives up the GIL goes on: see `die_with`.
+@pytest.mark.parametrize(
+    ("start_method", "what"),
+    [("spawn", "meet"), ("spawn", "hog"), ("fork", "meet"), ("fork", "hog"), ("forkserver", "meet")],
+)
+def test_a_killed_pool_leaves_no_worker_and_its_items_go_to_the_next_pool(q, start, path, pool, tmp_path, start_method, what):
+    q.put(("meet", tmp_path / "told") if what == "meet" else ("hog", NEVER))
+    q.put(("meet", tmp_path / "told"))
+    child = start(POOL, path, start_method, env={"PYTHONPATH": os.path.dirname(__file__)})
+    until(lambda: len(q.peek_lent()) == 2)
+    workers = [lent.pid for lent in q.peek_lent()]
+    child.kill()
+    until(lambda: not any(alive(pid) for pid in workers))
+    until(lambda: [peeked.deliveries for peeked in q.peek_deliveries(5)] == [1, 1])
+    (tmp_path / "told-go").touch()
+    if what == "meet":
+        assert pool().run(until_empty=True).done == 2
+
+
+def test_what_the_workers_of_killed_pools_could_not_tell_is_told_by_the_next(q, start, path, pool):
+    q.put(("hog", NEVER))
+    for _ in range(2):
+        child = start(POOL, path, "spawn", env={"PYTHONPATH": os.path.dirname(__file__)})
+        until(lambda: q.peek_lent())
+        child.kill()
+        until(lambda: not q.peek_lent())
+    running = pool(max_deliveries=2)
+    running.run(until_empty=True)
+    (story,) = running.failures()
+    assert story.reason == "delivered 2 times, and nobody lived to tell what happened"
+    with DurableQueue(path) as again:
+        assert again.stats().dead == 1
