@@ -199,11 +199,11 @@ def test_what_was_forwarded_can_be_taken_with_the_same_ids(q, opened, request, e
         url = f"{request.getfixturevalue('rabbitmq').url}?queue=forwarded"
     q.put_many([{"n": 1}, {"n": 2}])
     names = [one.id for one in q.peek_deliveries(2)]
-    durableq.forward(q, url, drain=True, key="n")
+    durableq.forward(q, url, drain=True, key="n", headers=lambda item: {"kind": item["n"]})
     jobs = opened(url, serializer="json")
     for n, name in enumerate(names, 1):
         with jobs.reserve(timeout=PATIENCE) as delivery:
-            assert (delivery.item, delivery.id) == ({"n": n}, name)
+            assert (delivery.item, delivery.id, delivery.headers) == ({"n": n}, name, {"kind": str(n)})
 
 
 # -- particular to Redis -----------------------------------------------------------------------------------------------

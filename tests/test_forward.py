@@ -82,6 +82,13 @@ def test_value_key_and_headers_come_from_functions_of_the_item(q, target):
     assert (one.value, one.key, one.headers) == (b'{"double":14}', b"k7", {"n": b"7"})
 
 
+def test_what_travels_with_an_item_goes_along_as_headers(q, target):
+    q._carry(lambda: {"traceparent": "00-1-2-03"})
+    q.put_many([b"a", {"user": "ada"}])
+    durableq.forward(q, target.url, drain=True)
+    assert [one.headers for one in target.arrived()] == [{"traceparent": b"00-1-2-03"}] * 2
+
+
 def test_a_topic_of_its_own_sends_an_item_elsewhere(q, target):
     if isinstance(target, KafkaTarget):
         target.cluster.tell("topic", "other")

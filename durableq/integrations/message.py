@@ -3,7 +3,7 @@
     the value     the item: bytes as they are, str as UTF-8, everything else as JSON
     the id        `Delivery.id`: the same each time the item is sent, so that a consumer can drop what it has seen
     key           what the engine partitions by
-    headers       names with values, beside the value
+    headers       names with values, beside the value; what travels with the item itself (a trace context) is among them
     topic         where it goes, instead of the place that the URL names
 
 Each of value, key, headers and topic is taken from the item: by a function of it, or by the name of one of its fields (an
@@ -61,7 +61,7 @@ class Shape:
     def message(self, delivery: Delivery) -> Message:
         """The message of a delivery. Raises UnsendableError."""
         item = delivery.item
-        if self._plain and type(item) is bytes:
+        if self._plain and type(item) is bytes and not delivery.headers:
             return Message(delivery.id, item)
         try:
             value, content_type = _encoded(self._value(item) if self._value else item)
@@ -72,11 +72,15 @@ class Shape:
                 value,
                 content_type,
                 None if key is None else _encoded(key)[0],
-                {name: _encoded(field)[0] for name, field in self._headers(item).items()} if self._headers else _NO_HEADERS,
+                self._headers_of(delivery) if self._headers or delivery.headers else _NO_HEADERS,
                 None if topic is None else str(topic),
             )
         except Exception as exc:  # the functions are the user's: whatever they raise concerns this one item
             raise UnsendableError(f"no message can be made of it ({type(exc).__name__}: {exc})") from exc
+
+    def _headers_of(self, delivery: Delivery) -> dict[str, bytes]:
+        own = self._headers(delivery.item) if self._headers else {}
+        return {name: _encoded(value)[0] for name, value in {**delivery.headers, **own}.items()}
 
 
 def _encoded(value: Any) -> tuple[bytes, str]:

@@ -25,12 +25,14 @@ import os
 import threading
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
 from durableq._head import Taken
+from durableq._headers import with_headers
 from durableq._leases import MAX_COUNT
+from durableq._record import TAG_HEADERS
 from durableq._wakeup import Deadline
 from durableq.errors import ClosedError, DurableQError, UnsupportedError
 
@@ -47,6 +49,12 @@ class Body(NamedTuple):
     """Microseconds since 1970."""
     id: str = ""
     """Its name, if it has one already."""
+
+    def carrying(self, headers: Mapping[str, str]) -> Body:
+        """With headers that travelled beside it, for `Delivery.headers`."""
+        if not headers or self.tag & TAG_HEADERS:
+            return self
+        return self._replace(payload=with_headers(headers, self.payload), tag=self.tag | TAG_HEADERS)
 
 
 class Fetched(NamedTuple):

@@ -33,6 +33,8 @@ HEARTBEAT = 30.0
 CONNECT_PATIENCE = 5.0
 _SHORTEST, _LONGEST = 0.001, 0.1
 """Seconds between two looks of who waits for an item."""
+_OURS = {"tag", "at", "key"}
+"""Headers of a message that are not the item's."""
 _abandoned: list[Any] = []
 """Connections of the parent of this process. Nobody closes them here: that would tell the broker that the parent is gone."""
 
@@ -194,7 +196,8 @@ class KombuEngine(Engine):
         headers = message.headers or {}
         name = message.properties.get("message_id") or ""
         payload = message.body if isinstance(message.body, bytes) else message.body.encode()
-        body = Body(payload, int(headers.get("tag", self._own_tag)), int(headers.get("at", 0)), name)
+        others = {field: _text(value) for field, value in headers.items() if field not in _OURS and not field.startswith("x-")}
+        body = Body(payload, int(headers.get("tag", self._own_tag)), int(headers.get("at", 0)), name).carrying(others)
         # Exact for quorum queues, else whether it was delivered before; not even that on some transports.
         before = headers.get("x-delivery-count", int(bool(message.delivery_info.get("redelivered"))))
         return Fetched(_Token(self._number, message.delivery_tag, body), name, int(before) + 1, body)
@@ -253,6 +256,10 @@ class KombuEngine(Engine):
                     connection.release()
             if self._sink is not None:
                 self._sink.close()
+
+
+def _text(value: Any) -> str:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
 
 
 def _message(body: Body) -> Message:

@@ -39,6 +39,8 @@ PATIENCE = 30.0
 CONNECT_PATIENCE = 5.0
 MOST = 1000
 """Entries in one step: while a script runs Redis does nothing else, and Lua's stack is not deep."""
+_OURS = {b"value", b"tag", b"at", b"id", b"n", b"key"}
+"""Fields of an entry; others are headers."""
 
 
 class _Token:
@@ -209,7 +211,8 @@ class RedisEngine(Engine):
         found = dict(zip(fields[::2], fields[1::2], strict=True))
         name = found.get(b"id", id).decode()
         enqueued = int(found[b"at"]) if b"at" in found else int(id.split(b"-")[0]) * 1000
-        body = Body(found.get(b"value", b""), int(found.get(b"tag", self._own_tag)), enqueued, name)
+        headers = {field.decode(): value.decode("utf-8", "replace") for field, value in found.items() if field not in _OURS}
+        body = Body(found.get(b"value", b""), int(found.get(b"tag", self._own_tag)), enqueued, name).carrying(headers)
         until = time.monotonic() + self._lease if self._lease else math.inf
         return Fetched(_Token(id, count, until), name, deliveries, body)
 
