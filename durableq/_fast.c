@@ -97,7 +97,7 @@ typedef struct {
     /* where done marks are written: MARKED bytes of the spool from marks_at on */
     uint8_t *marks;
     uint64_t marks_at;
-    pid_t marks_pid;
+    unsigned marks_forks;
 } Ends;
 
 static uint8_t zeros[AHEAD];
@@ -119,8 +119,9 @@ static int unusable(Ends *self)
     return self->unfit || !self->enabled || seconds() > self->look_at;
 }
 
-/* Whether the lock is ours now, and all is as usual under it. */
-static int enter(Ends *self, int mutex, int state, int64_t calm)
+/* Whether the lock is ours now, and all is as usual under it. `calm` is looked at under the lock: another thread may have closed
+ * this handle while we waited, and its descriptors may be other files' by now. */
+static int enter(Ends *self, int mutex, int state, const int64_t *calm)
 {
     pthread_mutex_t *lock = (pthread_mutex_t *)((char *)self->words + mutex);
     int code = EBUSY;
@@ -157,22 +158,13 @@ static int enter(Ends *self, int mutex, int state, int64_t calm)
     }
     if (code)
         return 0;
-    if ((int64_t)self->words[state] == calm)
+    if ((int64_t)self->words[state] == *calm && !self->unfit)
         return 1;
     pthread_mutex_unlock(lock);
     return 0;
 }
 
 static void leave(Ends *self, int mutex) { pthread_mutex_unlock((pthread_mutex_t *)((char *)self->words + mutex)); }
-
-static ssize_t write_at(int fd, const void *data, size_t size, uint64_t offset)
-{
-    ssize_t written;
-    Py_BEGIN_ALLOW_THREADS
-    written = pwrite(fd, data, size, (off_t)offset);
-    Py_END_ALLOW_THREADS
-    return written;
-}
 
 /* After a change: is there anybody to tell? */
 static PyObject *answer(Ends *self, int tell)
@@ -202,7 +194,7 @@ static PyObject *append(Ends *self, struct iovec *parts, int n_parts, uint8_t **
     size_t total = 0;
     for (size_t n = 0; n < count; n++)
         total += sizes[n];
-    if (!enter(self, TAIL_MUTEX, T_STATE, self->tail_calm))
+    if (!enter(self, TAIL_MUTEX, T_STATE, &self->tail_calm))
         return PyLong_FromLong(LEFT);
     uint64_t commit = words[T_COMMIT], flip = commit & 1, tail = words[T_POS + flip], end = tail + total;
     uint64_t most = words[MAXSIZE];
@@ -230,7 +222,8 @@ static PyObject *append(Ends *self, struct iovec *parts, int n_parts, uint8_t **
         }
         words[T_POS + (flip ^ 1)] = end;
         publish(&words[T_COMMIT], (commit + 2 * count) ^ 1); /* this store publishes them */
-    }
+    } else if (written > 0)
+        words[T_STATE] |= BUSY; /* who has the tail next cuts it off; the twin may not come to that (an interrupt, a kill) */
     leave(self, TAIL_MUTEX);
     sleepers = written == (ssize_t)total ? words[GET_WAITERS] : 0; /* published first, looked for sleepers second */
     if (sleepers && (commit >> 1) - (words[H_COMMIT] >> 1) < sleepers) { /* else they are all awake: see _wakeup.py */
@@ -239,7 +232,7 @@ static PyObject *append(Ends *self, struct iovec *parts, int n_parts, uint8_t **
     }
     Py_END_ALLOW_THREADS
     if (written != (ssize_t)total)
-        return PyLong_FromLong(LEFT); /* nothing past the tail exists; the twin tries again, and says what is wrong */
+        return PyLong_FromLong(LEFT); /* the twin tries again, and says what is wrong */
     return answer(self, 0);
 }
 
@@ -334,10 +327,13 @@ static int columns(Ends *self, Columns *ledger)
 /* -- done marks ----------------------------------------------------------------------------------------------------- */
 
 static int done_fd = -1; /* a file in memory whose first byte is DONE */
+static unsigned forks;    /* how many there were between the first process and this one */
+
+static void count_fork(void) { forks++; }
 
 static void unmap_marks(Ends *self)
 {
-    if (self->marks && self->marks_pid == getpid()) /* a forked child has not inherited it */
+    if (self->marks && self->marks_forks == forks) /* a forked child has not inherited it, and may have something else there */
         munmap(self->marks, MARKED);
     self->marks = NULL;
 }
@@ -359,10 +355,10 @@ static void map_marks(Ends *self, uint64_t offset)
         return;
     madvise(at, MARKED, MADV_DONTFORK);
     self->marks = at;
-    self->marks_pid = getpid();
+    self->marks_forks = forks;
 }
 
-/* Write one done mark.
+/* Write one done mark. Under the head lock and without the GIL: a page may have to be read, or waited for.
  *
  * A write to the file would wait for the producer that is writing to it at this moment, and it for us: the kernel has one lock
  * for all writes to a file, and taking turns at it costs both of them several times the write. A store into a mapped page needs
@@ -376,14 +372,10 @@ static int mark(Ends *self, uint64_t offset, int follow)
         map_marks(self, offset);
     if (self->marks && offset - self->marks_at < MARKED) {
         volatile uint8_t *at = self->marks + (offset - self->marks_at);
-        ssize_t got;
-        Py_BEGIN_ALLOW_THREADS
-        got = pread(done_fd, (void *)at, 1, 0);
-        Py_END_ALLOW_THREADS
-        if (got == 1 && *at == DONE)
+        if (pread(done_fd, (void *)at, 1, 0) == 1 && *at == DONE)
             return 1;
     }
-    return write_at(self->fd, &done, 1, offset) == 1;
+    return pwrite(self->fd, &done, 1, (off_t)offset) == 1;
 }
 
 /* -- get ------------------------------------------------------------------------------------------------------------ */
@@ -391,7 +383,7 @@ static int mark(Ends *self, uint64_t offset, int follow)
 /* Have the bytes of the record at a position in the buffer; its header there, or NULL if it is not one to deliver plainly. */
 static Header *record_at(Ends *self, uint64_t position)
 {
-    for (int tries = 0; tries < 2; tries++) {
+    for (int tries = 0; tries < 3; tries++) { /* a window, then all of a record that is longer */
         uint64_t at = position - self->buffer_at;
         size_t wanted = WINDOW > self->last_size ? WINDOW : self->last_size;
         if (position >= self->buffer_at && at + HEADER_SIZE <= self->buffered) {
@@ -406,7 +398,7 @@ static Header *record_at(Ends *self, uint64_t position)
             }
             wanted = wanted > size ? wanted : size;
         }
-        if (tries || wanted > MOST_BUFFERED)
+        if (tries == 2 || wanted > MOST_BUFFERED)
             break;
         if (wanted > self->tail_seen - position)
             wanted = self->tail_seen - position;
@@ -428,24 +420,26 @@ static Header *record_at(Ends *self, uint64_t position)
     return NULL;
 }
 
-/* Before the head passes them: the done marks of `count` records from `position` on, all in the buffer. */
-static int mark_done(Ends *self, uint64_t position, size_t size, size_t count)
+/* Before the head passes them: the done marks of `*count` records from `position` up to `end`, all in the buffer. Where those end
+ * that the disk took, the first `*count`; none of the others looks done. Under the head lock, without the GIL. */
+static uint64_t mark_done(Ends *self, uint64_t position, uint64_t end, Py_ssize_t *count)
 {
-    uint8_t *first = self->buffer + (position - self->buffer_at), ready = READY;
+    uint8_t *first = self->buffer + (position - self->buffer_at);
     uint64_t offset = position - self->head_base;
-    int one_write = count > 1 && size <= count << 10; /* of all their bytes: nothing but the marks changes */
-    size_t at;
-    for (at = 0; at < size; at += record_size(((Header *)(first + at))->length)) {
-        first[at + STATE_OFFSET] = DONE;
-        if (!one_write && !mark(self, offset + at + STATE_OFFSET, 1))
-            break;
-    }
-    if (at == size && (!one_write || write_at(self->fd, first, size, offset) == (ssize_t)size))
-        return 1;
-    /* The disk refused. They stay in the queue, so none of them may look done to who mends it. */
-    for (at = 0; at < size; at += record_size(((Header *)(first + at))->length))
-        (void)!write_at(self->fd, &ready, 1, offset + at + STATE_OFFSET);
-    return 0;
+    size_t size = end - position, at = 0;
+    Py_ssize_t wanted = *count;
+    if (wanted > 1 && size <= (size_t)wanted << 10) { /* one write of all their bytes: nothing but the marks changes */
+        for (; at < size; at += record_size(((Header *)(first + at))->length))
+            first[at + STATE_OFFSET] = DONE;
+        ssize_t written = pwrite(self->fd, first, size, (off_t)offset);
+        for (at = 0, *count = 0; (ssize_t)(at + STATE_OFFSET) < written; at += record_size(((Header *)(first + at))->length))
+            ++*count;
+    } else
+        for (*count = 0; *count < wanted && mark(self, offset + at + STATE_OFFSET, 1); ++*count)
+            at += record_size(((Header *)(first + at))->length);
+    if (*count < wanted)
+        self->buffered = 0;
+    return position + at;
 }
 
 /* Nothing waits. Look out for more for as long as a sleep and a wake would cost; whether something came.
@@ -485,33 +479,41 @@ static int look_out(Ends *self)
     return behind != 0;
 }
 
-static PyObject *take(Ends *self, PyObject *box, long limit, int done, long reserved, int patient)
+/* One item for the box; 0, and an error, if there is no memory for it. */
+static int put_into(PyObject *box, Header *header, long long entry, long deliveries)
 {
-again:
-    if (!enter(self, HEAD_MUTEX, H_STATE, self->calm))
-        return PyLong_FromLong(LEFT);
+    PyObject *taken = PyTuple_New(6);
+    if (!taken)
+        return 0;
+    PyTuple_SET_ITEM(taken, 0, PyLong_FromUnsignedLongLong(header->position));
+    PyTuple_SET_ITEM(taken, 1, PyLong_FromLongLong(entry));
+    PyTuple_SET_ITEM(taken, 2, PyLong_FromLong(deliveries));
+    PyTuple_SET_ITEM(taken, 3, PyLong_FromLong(header->tag));
+    PyTuple_SET_ITEM(taken, 4, PyLong_FromUnsignedLongLong(header->enqueued));
+    PyTuple_SET_ITEM(taken, 5, PyBytes_FromStringAndSize((char *)header + HEADER_SIZE, header->length));
+    int put = !PyErr_Occurred() && !PyList_Append(box, taken);
+    Py_DECREF(taken);
+    return put;
+}
+
+/* Under the head lock: put into the box what lies side by side in one window from `first` on, `limit` items at most, and lend it
+ * unless it is done at once. How many, and where they end; none of them is taken yet. */
+static Py_ssize_t collect(Ends *self, PyObject *box, long limit, int done, long reserved, uint64_t first, uint64_t *end)
+{
     Word *words = self->words;
     Columns ledger;
-    uint64_t commit = words[H_COMMIT], flip = commit & 1, first = words[H_POS + flip], position = first, entry = 0;
+    uint64_t position = first, entry = 0;
     Py_ssize_t before = PyList_GET_SIZE(box), count = 0;
-    if (first >= self->tail_seen) {
-        uint64_t seen;
-        do {
-            seen = observe(&words[T_COMMIT]);
-            self->tail_seen = observe(&words[T_POS + (seen & 1)]);
-        } while (observe(&words[T_COMMIT]) != seen);
-    }
     if (!done) {
         if (!columns(self, &ledger))
-            goto left;
+            return 0;
         entry = ledger.meta[LEDGER_END];
     }
-    while (count < limit && position < self->tail_seen) {
-        if (count && position + HEADER_SIZE > self->buffer_at + self->buffered)
-            break;
+    for (; count < limit && position < self->tail_seen; count++) {
         if (count) { /* what was found before it must stay in the buffer */
-            Header *next = (Header *)(self->buffer + (position - self->buffer_at));
-            if (position + record_size(next->length) > self->buffer_at + self->buffered)
+            uint64_t at = position - self->buffer_at;
+            if (at + HEADER_SIZE > self->buffered ||
+                at + record_size(((Header *)(self->buffer + at))->length) > self->buffered)
                 break;
         }
         Header *header = record_at(self, position);
@@ -521,19 +523,12 @@ again:
         if (position + size > words[H_NEXT] || (!done && entry >= ledger.capacity))
             break;
         long deliveries = (header->deliveries + 1) | reserved;
-        PyObject *taken = PyTuple_New(6);
-        if (!taken)
-            goto failed;
-        PyTuple_SET_ITEM(taken, 0, PyLong_FromUnsignedLongLong(position));
-        PyTuple_SET_ITEM(taken, 1, PyLong_FromLongLong(done ? -1 : (long long)entry));
-        PyTuple_SET_ITEM(taken, 2, PyLong_FromLong(deliveries));
-        PyTuple_SET_ITEM(taken, 3, PyLong_FromLong(header->tag));
-        PyTuple_SET_ITEM(taken, 4, PyLong_FromUnsignedLongLong(header->enqueued));
-        PyTuple_SET_ITEM(taken, 5, PyBytes_FromStringAndSize((char *)header + HEADER_SIZE, header->length));
-        int refused = PyErr_Occurred() != NULL || PyList_Append(box, taken);
-        Py_DECREF(taken);
-        if (refused)
-            goto failed;
+        if (!put_into(box, header, done ? -1 : (long long)entry, deliveries)) {
+            PyErr_Clear(); /* the twin says so, if it finds no memory either */
+            PyList_SetSlice(box, before, PyList_GET_SIZE(box), NULL);
+            words[H_STATE] |= BUSY; /* has the next one derive anew what is half written */
+            return 0;
+        }
         if (!done) { /* as Ledger.append: an entry at or past the head does not count yet */
             words[self->lent_word] = 1;
             ledger.position[entry] = position;
@@ -546,30 +541,58 @@ again:
             words[LIVE_BYTES] += size;
         }
         position += size;
-        count++;
     }
-    if (!count) {
-        int empty = first >= self->tail_seen && first - self->head_base < REWIND; /* else it is time for a rewind */
-        leave(self, HEAD_MUTEX);
-        if (empty && patient && look_out(self)) {
-            patient = 0;
-            goto again;
-        }
+    *end = position;
+    return count;
+}
+
+static PyObject *take(Ends *self, PyObject *box, long limit, int done, long reserved, int patient)
+{
+    Word *words = self->words;
+    Py_ssize_t before = PyList_GET_SIZE(box), taken = 0;
+again:
+    if (!enter(self, HEAD_MUTEX, H_STATE, &self->calm))
         return PyLong_FromLong(LEFT);
+    uint64_t first = words[H_POS + (words[H_COMMIT] & 1)], end;
+    if (first >= self->tail_seen) {
+        uint64_t seen;
+        do {
+            seen = observe(&words[T_COMMIT]);
+            self->tail_seen = observe(&words[T_POS + (seen & 1)]);
+        } while (observe(&words[T_COMMIT]) != seen);
     }
-    if (done && !mark_done(self, first, position - first, (size_t)count))
-        goto failed;
-    words[H_POS + (flip ^ 1)] = position;
-    publish(&words[H_COMMIT], (commit + 2 * (uint64_t)count) ^ 1); /* this store takes them */
-    leave(self, HEAD_MUTEX);
-    return answer(self, words[PUT_WAITERS] || words[JOIN_WAITERS]);
-failed: /* nothing was taken; BUSY has the twin derive anew what is half written */
-    PyErr_Clear();
-    self->buffered = 0;
-    words[H_STATE] |= BUSY;
-    PyList_SetSlice(box, before, PyList_GET_SIZE(box), NULL);
-left:
-    leave(self, HEAD_MUTEX);
+    int empty = first >= self->tail_seen && first - self->head_base < REWIND; /* else it is time for a rewind */
+    Py_ssize_t found;
+    while ((found = collect(self, box, limit - taken, done, reserved, first, &end))) {
+        Py_ssize_t marked = found;
+        PyThreadState *gil = done ? PyEval_SaveThread() : NULL;
+        if (done)
+            end = mark_done(self, first, end, &marked);
+        if (marked) {
+            uint64_t commit = words[H_COMMIT];
+            words[H_POS + (~commit & 1)] = end;
+            publish(&words[H_COMMIT], (commit + 2 * (uint64_t)marked) ^ 1); /* this store takes them */
+        }
+        taken += marked;
+        first = end;
+        int last = marked < found || taken == limit || first >= self->tail_seen;
+        if (last) /* before the GIL comes back: a thread that computes may keep that for milliseconds */
+            leave(self, HEAD_MUTEX);
+        if (gil)
+            PyEval_RestoreThread(gil);
+        if (marked < found) /* the disk refused; the twin says so when it comes for the rest */
+            PyList_SetSlice(box, before + taken, PyList_GET_SIZE(box), NULL);
+        if (last)
+            break;
+    }
+    if (!found)
+        leave(self, HEAD_MUTEX);
+    if (taken)
+        return answer(self, words[PUT_WAITERS] || words[JOIN_WAITERS]);
+    if (empty && patient && look_out(self)) {
+        patient = 0;
+        goto again;
+    }
     return PyLong_FromLong(LEFT);
 }
 
@@ -578,11 +601,11 @@ static PyObject *fast_take(Ends *self, PyObject *const *args, Py_ssize_t nargs)
     if (nargs != 5 || !PyList_CheckExact(args[0]) || unusable(self))
         return PyLong_FromLong(LEFT);
     long limit = PyLong_AsLong(args[1]), reserved = PyLong_AsLong(args[3]);
-    if (PyErr_Occurred())
-        return NULL;
     int done = args[2] == Py_True;
-    if (!done && !self->lends_plainly)
+    if (PyErr_Occurred() || (!done && !self->lends_plainly)) {
+        PyErr_Clear(); /* more than anybody has */
         return PyLong_FromLong(LEFT);
+    }
     return take(self, args[0], limit, done, reserved, args[4] == Py_True);
 }
 
@@ -598,7 +621,7 @@ static PyObject *fast_ack(Ends *self, PyObject *const *args, Py_ssize_t nargs)
         PyErr_Clear();
         return PyLong_FromLong(LEFT);
     }
-    if (!enter(self, HEAD_MUTEX, H_STATE, self->calm))
+    if (!enter(self, HEAD_MUTEX, H_STATE, &self->calm))
         return PyLong_FromLong(LEFT);
     Word *words = self->words;
     Columns ledger;
@@ -609,27 +632,33 @@ static PyObject *fast_ack(Ends *self, PyObject *const *args, Py_ssize_t nargs)
         size = (uint64_t)ledger.size[entry] << 3;
         usual = words[UNPUNCHED] + size < BATCH && (words[LIVE] > 1 || ledger.capacity <= 1u << (MIN_LOG2 + 2));
     }
-    /* The mark first: an entry whose record is done is noticed, a record without an entry would be lost. */
-    uint64_t offset = position - self->head_base + STATE_OFFSET;
-    int straggler = offset < self->marks_at && self->marks_at - offset <= MARKED; /* the next one is further on again */
-    if (!usual || !mark(self, offset, !straggler)) {
+    if (!usual) {
         leave(self, HEAD_MUTEX);
         return PyLong_FromLong(LEFT);
     }
-    ledger.owner[entry] = 0;
-    words[LIVE_BYTES] -= size;
-    words[LIVE] -= 1;
-    if (words[LIVE]) {
-        ledger.dead[entry >> CHUNK_LOG2] += size;
-        if (entry == ledger.meta[LEDGER_FIRST])
-            ledger.meta[LEDGER_FIRST] = entry + 1;
-    } else {
-        ledger.meta[0] = ledger.meta[1] = ledger.meta[2] = 0;
-        ledger.dead[0] = 0;
+    uint64_t offset = position - self->head_base + STATE_OFFSET;
+    int straggler = offset < self->marks_at && self->marks_at - offset <= MARKED; /* the next one is further on again */
+    int marked;
+    Py_BEGIN_ALLOW_THREADS
+    /* The mark first: an entry whose record is done is noticed, a record without an entry would be lost. */
+    marked = mark(self, offset, !straggler);
+    if (marked) {
+        ledger.owner[entry] = 0;
+        words[LIVE_BYTES] -= size;
+        words[LIVE] -= 1;
+        if (words[LIVE]) {
+            ledger.dead[entry >> CHUNK_LOG2] += size;
+            if (entry == ledger.meta[LEDGER_FIRST])
+                ledger.meta[LEDGER_FIRST] = entry + 1;
+        } else {
+            ledger.meta[0] = ledger.meta[1] = ledger.meta[2] = 0;
+            ledger.dead[0] = 0;
+        }
+        words[UNPUNCHED] += size;
     }
-    words[UNPUNCHED] += size;
     leave(self, HEAD_MUTEX);
-    return answer(self, words[PUT_WAITERS] || words[JOIN_WAITERS]);
+    Py_END_ALLOW_THREADS
+    return marked ? answer(self, words[PUT_WAITERS] || words[JOIN_WAITERS]) : PyLong_FromLong(LEFT);
 }
 
 /* -- the type ------------------------------------------------------------------------------------------------------- */
@@ -736,6 +765,8 @@ PyMODINIT_FUNC PyInit__fast(void)
     static const unsigned long layout[] = LAYOUT;
     static const uint8_t done = DONE;
     crc32_prepare();
+    if (pthread_atfork(NULL, NULL, count_fork))
+        return PyErr_NoMemory();
     done_fd = memfd_create("durableq-done", MFD_CLOEXEC);
     if (done_fd >= 0 && pwrite(done_fd, &done, 1, 0) != 1) {
         close(done_fd);

@@ -48,6 +48,7 @@ from durableq._state import (
     SEEN_DELAYED,
     SHUTDOWN,
     SPECIAL,
+    T_COMMIT,
     UNPUNCHED,
 )
 from durableq._wakeup import EVERYBODY, GET, JOIN, PUT
@@ -82,8 +83,12 @@ class HeadEnd(Handle):
         if self._fast_take is not None and (did := self._fast_take(box, limit, done, reserved, False)):
             if did > 1:
                 self.told(done, len(box))
-            return True
+            if len(box) >= limit or self._words[T_COMMIT] >> 1 == self._words[H_COMMIT] >> 1:
+                return True
+            # Something unusual is next.
         if self._unfit:
+            if box:
+                return True
             self._check()
         if monotonic() > self._look_at:
             self._look_around()
@@ -95,6 +100,8 @@ class HeadEnd(Handle):
                 code = self._head.wait(code)
             usual = words[H_STATE] == self._calm
             if not usual:
+                if box:  # what has come about meanwhile is for the next call
+                    return True
                 self._see_head()
                 if words[SHUTDOWN] > 1:
                     raise ShutDown
