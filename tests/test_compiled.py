@@ -388,6 +388,9 @@ def waiting_in(call, enter):
 @pytest.mark.parametrize("end", ["tail", "head"])
 def test_a_call_that_waited_for_the_lock_looks_whether_the_handle_was_closed_meanwhile(q, open_queue, end):
     open_queue()  # keeps the queue open, so that its state looks as it did before
+    q.put("first of all")
+    q.get()
+    q.task_done()
     q.put("x")
     store = q._store
     store._look_at = float("inf")
