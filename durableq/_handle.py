@@ -233,8 +233,9 @@ class Handle(Ends):
         """Let the compiled calls work on this handle. Until then each of them leaves its work to its twin."""
         if self.compiled and self._fast_append is not None:
             dirty = owner_word(self._owners.slot) + OWNER_DIRTY if self._sync is not None else 0
-            plain = not self._spool.options.lease_ms
-            self._fast_bind(self._control.map, self._fd, self._salt, dirty, self._lent_word, self._own_code, plain)
+            options = self._spool.options
+            plain = (not options.lease_ms, not options.lease_ms and not options.max_deliveries)
+            self._fast_bind(self._control.map, self._fd, self._salt, dirty, self._lent_word, self._own_code, *plain)
 
     def _pay_syncs(self) -> None:
         if self._owners.owes_sync:

@@ -81,13 +81,14 @@ class HeadEnd(Handle):
         Raises ShutDown, and OSError from the disk.
         """
         if self._fast_take is not None and (did := self._fast_take(box, limit, done, reserved, False)):
-            while len(box) < limit and (more := self._fast_take(box, limit - len(box), done, reserved, False)):
-                did |= more
             if did > 1:
                 self.told(done, len(box))
             if len(box) == limit or not self.may_take():
                 return True
+            # Something unusual is next.
         if self._unfit:
+            if box:
+                return True
             self._check()
         if monotonic() > self._look_at:
             self._look_around()
@@ -100,6 +101,8 @@ class HeadEnd(Handle):
                 code = self._head.wait(code)
             usual = words[H_STATE] == self._calm
             if not usual:
+                if box:  # what has come about meanwhile is for the next call
+                    return True
                 self._see_head()
                 if words[SHUTDOWN] > 1:
                     raise ShutDown
