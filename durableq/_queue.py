@@ -113,10 +113,7 @@ class DurableQueue(ItemReader):
             raise ValueError("'timeout' must be a non-negative number")
         if delay < 0:
             raise ValueError("'delay' must be a non-negative number")
-        if type(item) is bytes and self._takes_bytes:
-            payload, tag = item, TAG_BYTES
-        else:
-            payload, tag = self._dumps(item), self._tag
+        payload, tag = self._serialize(item)
         if self._fast_append is not None and not delay and (did := self._fast_append(payload, tag)):
             if did > 1:
                 self._store.wrote()
@@ -167,6 +164,11 @@ class DurableQueue(ItemReader):
         if size > MAX_LENGTH or (self._max_bytes and size > self._max_bytes):
             bound = self._max_bytes or MAX_LENGTH
             raise ValueError(f"{self.path}: an item of {size} bytes never fits into a queue of {bound} bytes")
+
+    def _serialize(self, item: Any) -> tuple[bytes, int]:
+        if type(item) is bytes and self._takes_bytes:
+            return item, TAG_BYTES
+        return self._dumps(item), self._tag
 
     def _encode(self, payload: bytes, tag: int) -> bytes:
         self._check_size(len(payload))

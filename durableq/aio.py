@@ -190,7 +190,7 @@ class AsyncDurableQueue:
         return await self._when(self._items, attempt, Empty, self._store.may_take, block, timeout)
 
     def _encode(self, item: Any) -> bytes:
-        return self.queue._encode(self.queue._dumps(item))
+        return self.queue._encode(*self.queue._serialize(item))
 
     async def _append(self, bodies: list[bytes], due: int, block: bool, timeout: float | None, before: int = 0) -> None:
         done = 0
