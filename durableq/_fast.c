@@ -11,7 +11,7 @@
  *
  * The GIL is held except around system calls. Nobody waits for a lock with the GIL in hand for longer than a short spin.
  */
-#define _GNU_SOURCE
+#define _GNU_SOURCE 1
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 #include <structmember.h>

@@ -565,9 +565,7 @@ MIXED = """
 def test_compiled_and_pure_processes_share_one_queue(start, path, q):
     pure = {"DURABLEQ_PURE": "1"}
     producers = [start(MIXED, path, "put", "task_done", n, env=pure if n % 2 else None) for n in range(2)]
-    consumers = [
-        start(MIXED, path, "get", ack, 0, env=env) for env in (None, pure) for ack in ("task_done", "get")
-    ]
+    consumers = [start(MIXED, path, "get", ack, 0, env=env) for env in (None, pure) for ack in ("task_done", "get")]
     for producer in producers:
         producer.expect("done", patience=PATIENCE * 1.5)
     until(lambda: not q.qsize())
