@@ -194,9 +194,9 @@ class Handle(Ends):
         self._control_fd = control_fd
         self._fd = self._spool.fd
         self._owners = Owners(self._control, control_fd, self.path)
-        plain = self._owners.one_namespace
-        self._tail = HotLock(self._control, TAIL_MUTEX, T_STATE, self.path, plain)
-        self._head = HotLock(self._control, HEAD_MUTEX, H_STATE, self.path, plain)
+        namespace = self._owners.note_namespace()
+        self._tail = HotLock(self._control, TAIL_MUTEX, T_STATE, self.path, namespace)
+        self._head = HotLock(self._control, HEAD_MUTEX, H_STATE, self.path, namespace)
         self._wakeup = Wakeup(self._control)
         self._reclaimer = Reclaimer(self._spool, self._control, self._ledger, self._tail)
         self._tail_calm = self._calm = -1
@@ -212,7 +212,7 @@ class Handle(Ends):
         self._counts_off = False
         self._odd_reader: Reader | None = None
         self._look_at = 0.0
-        self._sync_lock = HotLock(self._control, SYNC_MUTEX, SYNC_STATE, self.path, plain)
+        self._sync_lock = HotLock(self._control, SYNC_MUTEX, SYNC_STATE, self.path, namespace)
         self._claim()
         self._own_code = owner_code(self._owners.slot)
         self._lent_word = owner_word(self._owners.slot) + OWNER_LENT

@@ -122,11 +122,10 @@ class ItemReader(ABC):
         ValueError if nothing is lent: called too many times.
         """
         unacked = self._this_thread.unacked
-        while True:
-            oldest = unacked.pop()
-            if oldest is None:
-                break
-            if self._store.ack(*oldest):
+        while (oldest := unacked.oldest()) is not None:
+            was_ours = self._store.ack(*oldest)
+            unacked.drop()  # only now: an interrupted call may be made again, and is about the same item
+            if was_ours:
                 return
             # Its lease ran out and somebody else has it, or another thread has acked it: not ours any more.
         if not self._store.ack_oldest():
