@@ -191,7 +191,7 @@ def take(q, done=False, limit=1):
 
 
 def ack(q):
-    oldest = q._this_thread.unacked._oldest or (0, 0, 0)
+    oldest = q._this_thread.unacked.oldest() or (0, 0, 0)
     return q._store._fast_ack(*oldest)
 
 
@@ -252,7 +252,7 @@ REASONS = {
     ),
     "ack: another thread did it": (
         {},
-        then(hold(2), lambda q: q._store.ack(*q._this_thread.unacked._oldest)),
+        then(hold(2), lambda q: q._store.ack(*q._this_thread.unacked.oldest())),
         ack,
         (lambda q: (q.task_done(), q.stats().lent),),
     ),
