@@ -1,5 +1,6 @@
 """durableq: the queue to swap in for `multiprocessing.Queue` when losing work is not acceptable."""
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from durableq._check import Damage, Report, check, repair
@@ -9,6 +10,7 @@ from durableq._owner import Owner
 from durableq._queue import DurableQueue
 from durableq._store import Stats
 from durableq.errors import (
+    BadURLError,
     ClosedError,
     DamagedError,
     DecodeError,
@@ -16,6 +18,7 @@ from durableq.errors import (
     Empty,
     Full,
     InsecureSpoolError,
+    MissingExtraError,
     NetworkFilesystemError,
     NewerFormatError,
     NotASpoolError,
@@ -26,14 +29,19 @@ from durableq.errors import (
     SpoolReplacedError,
     StaleDeliveryError,
     TooManyOwnersError,
+    UnreachableError,
+    UnsupportedError,
 )
 from durableq.failures import Failure
 
 if TYPE_CHECKING:
+    from durableq.integrations.connect import connect
+    from durableq.integrations.forward import forward
     from durableq.pool import Backoff, WorkerPool
 
 __all__ = [
     "Backoff",
+    "BadURLError",
     "ClosedError",
     "Damage",
     "DamagedError",
@@ -46,6 +54,7 @@ __all__ = [
     "Full",
     "InsecureSpoolError",
     "JoinableQueue",
+    "MissingExtraError",
     "NetworkFilesystemError",
     "NewerFormatError",
     "NotASpoolError",
@@ -62,18 +71,28 @@ __all__ = [
     "StaleDeliveryError",
     "Stats",
     "TooManyOwnersError",
+    "UnreachableError",
+    "UnsupportedError",
     "WorkerPool",
     "check",
+    "connect",
+    "forward",
     "repair",
 ]
 
 __version__ = "0.1.0"
 
+# Loaded when they are first asked for: a program that only puts and gets does not pay for what these import.
+_LATER = {
+    "Backoff": "durableq.pool",
+    "WorkerPool": "durableq.pool",
+    "connect": "durableq.integrations.connect",
+    "forward": "durableq.integrations.forward",
+}
+
 
 def __getattr__(name: str) -> Any:
-    # A program that only puts and gets does not pay for what a worker pool imports.
-    if name in ("Backoff", "WorkerPool"):
-        from durableq import pool
-
-        return getattr(pool, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = globals()[name] = getattr(importlib.import_module(_LATER[name]), name)
+    return found

@@ -6,13 +6,52 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 from durableq._head import Taken
 from durableq._headers import headers_of
 from durableq._record import TAG_HEADERS
-from durableq._store import Store
 from durableq.errors import StaleDeliveryError
+
+
+class Lender(Protocol):
+    """What lends items and takes them back: a spool's Store, or an engine elsewhere.
+
+    An item is named by its position, the index of its entry and its count of deliveries, as `take` has given them. What
+    returns a bool says whether the item was still ours; if not, nothing was changed.
+    """
+
+    path: str
+
+    def name(self, position: int, /) -> str:
+        """See `Delivery.id`."""
+
+    def ack(self, position: int, index: int, count: int, /) -> bool:
+        """It is done."""
+
+    def ack_oldest(self) -> bool:
+        """The oldest item that was lent by `get` is done; False if there is none."""
+
+    def nack(self, position: int, index: int, count: int, /, delay: float = 0.0) -> bool:
+        """Give it back."""
+
+    def release(self, position: int, index: int, count: int, /) -> bool:
+        """Give it back uncounted."""
+
+    def reject(self, position: int, index: int, count: int, /) -> bool:
+        """Put it with the dead letters."""
+
+    def extend(self, position: int, index: int, count: int, seconds: float, /) -> bool:
+        """Keep it for so long."""
+
+    def untake(self, box: list[Taken], dead_letter: bool = False) -> None:
+        """Give back what was taken by mistake."""
+
+    def told(self, done: bool, count: int, /) -> None:
+        """So many were taken by the compiled take, if there is one."""
+
+    def reap(self) -> bool:
+        """Return what the dead held, now; whether there was anything."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +80,7 @@ class Delivery:
 
     __slots__ = ("_count", "_index", "_position", "_settled", "_store", "deliveries", "enqueued_at", "headers", "item")
 
-    def __init__(self, store: Store, taken: Taken, item: Any) -> None:
+    def __init__(self, store: Lender, taken: Taken, item: Any) -> None:
         self._store = store
         self._position, self._index, self._count = taken[:3]
         self._settled = False

@@ -11,7 +11,7 @@
  *
  * The GIL is held except around system calls. Nobody waits for a lock with the GIL in hand for longer than a short spin.
  */
-#define _GNU_SOURCE
+#define _GNU_SOURCE 1
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 #include <structmember.h>
@@ -36,22 +36,23 @@
 
 /* As in _state.py, _record.py, _leases.py and _reclaim.py; _compiled.py compares `LAYOUT` with them. */
 enum {
-    MAXSIZE = 38, T_COMMIT = 40, T_POS = 41, T_MARK = 43, T_STATE = 46, T_ROOM = 47,
+    SHUTDOWN = 37, MAXSIZE = 38, T_COMMIT = 40, T_POS = 41, T_MARK = 43, T_STATE = 46, T_ROOM = 47,
     H_COMMIT = 48, H_POS = 49, H_STATE = 51, H_LIMIT = 52, H_NEXT = 55,
-    LIVE = 56, LIVE_BYTES = 57, RETURNED = 58, DELAYED = 59, REGION = 62, UNPUNCHED = 63,
+    LIVE = 56, LIVE_BYTES = 57, RETURNED = 58, DELAYED = 59, NEXT_DUE = 61, REGION = 62, UNPUNCHED = 63,
     GET_WAITERS = 72, GET_WORD = 73, PUT_WAITERS = 80, JOIN_WAITERS = 88,
-    TAIL_MUTEX = 3840, HEAD_MUTEX = 3968, BUSY = 1,
+    TAIL_MUTEX = 3840, HEAD_MUTEX = 3968, BUSY = 1, SPECIAL = 2,
     HEADER_SIZE = 48, HEAD_SIZE = 24, STATE_OFFSET = 4, READY = 0x0F, DONE = 0xF0,
-    MIN_LOG2 = 12, CHUNK_LOG2 = 10, LEDGER_END = 0, LEDGER_FIRST = 2,
+    MIN_LOG2 = 12, CHUNK_LOG2 = 10, LEDGER_END = 0, LEDGER_HINT = 1, LEDGER_FIRST = 2,
+    RETURNED_CODE = 0xFF7F, MAX_COUNT = 0x7FFF,
     WINDOW = 64 << 10, AHEAD = 64 << 10, BATCH = 1 << 20, REWIND = 1 << 20, BLOCK = 4096,
 };
 #define MAGIC 0x71D5A10Cu
 #define NEVER ((1ull << 63) - 1)
 #define LAYOUT                                                                                                            \
-    {MAXSIZE, T_COMMIT, T_POS, T_MARK, T_STATE, T_ROOM, H_COMMIT, H_POS, H_STATE, H_LIMIT, H_NEXT, LIVE, LIVE_BYTES,      \
-     RETURNED, DELAYED, REGION, UNPUNCHED, GET_WAITERS, GET_WORD, PUT_WAITERS, JOIN_WAITERS, TAIL_MUTEX, HEAD_MUTEX,      \
-     BUSY, HEADER_SIZE, HEAD_SIZE, STATE_OFFSET, READY, DONE, MIN_LOG2, CHUNK_LOG2, LEDGER_END, LEDGER_FIRST, BATCH,      \
-     REWIND, BLOCK, MAGIC}
+    {SHUTDOWN, MAXSIZE, T_COMMIT, T_POS, T_MARK, T_STATE, T_ROOM, H_COMMIT, H_POS, H_STATE, H_LIMIT, H_NEXT, LIVE,        \
+     LIVE_BYTES, RETURNED, DELAYED, NEXT_DUE, REGION, UNPUNCHED, GET_WAITERS, GET_WORD, PUT_WAITERS, JOIN_WAITERS,        \
+     TAIL_MUTEX, HEAD_MUTEX, BUSY, SPECIAL, HEADER_SIZE, HEAD_SIZE, STATE_OFFSET, READY, DONE, MIN_LOG2, CHUNK_LOG2,      \
+     LEDGER_END, LEDGER_HINT, LEDGER_FIRST, RETURNED_CODE, MAX_COUNT, BATCH, REWIND, BLOCK, MAGIC}
 
 /* Seconds and items: see `look_out`. */
 #define LOOK_OUT 30e-6
@@ -85,7 +86,7 @@ typedef struct {
     /* set once by `_fast_bind` */
     Py_buffer map;
     Word *words;
-    int fd, lends_plainly;
+    int fd, lends_plainly, returns_plainly; /* no leases; and no bound on deliveries */
     uint32_t salt;
     uint64_t dirty_word, lent_word;
     uint16_t own_code;
@@ -93,11 +94,12 @@ typedef struct {
     uint8_t *buffer;
     size_t capacity, buffered, last_size, last_length;
     uint64_t buffer_at, tail_seen;
+    uint64_t shift; /* how far the last rebuild of the ledger moved its entries, most likely */
     int streaming; /* below zero: so many times more it is taken for a dialogue */
     /* where done marks are written: MARKED bytes of the spool from marks_at on */
     uint8_t *marks;
     uint64_t marks_at;
-    pid_t marks_pid;
+    unsigned marks_forks;
 } Ends;
 
 static uint8_t zeros[AHEAD];
@@ -119,8 +121,9 @@ static int unusable(Ends *self)
     return self->unfit || !self->enabled || seconds() > self->look_at;
 }
 
-/* Whether the lock is ours now, and all is as usual under it. */
-static int enter(Ends *self, int mutex, int state, int64_t calm)
+/* Whether the lock is ours now, and all is as usual under it, but for the bits to `forgive`. `calm` is looked at under the lock: another thread may have closed
+ * this handle while we waited, and its descriptors may be other files' by now. */
+static int enter(Ends *self, int mutex, int state, const int64_t *calm, int64_t forgive)
 {
     pthread_mutex_t *lock = (pthread_mutex_t *)((char *)self->words + mutex);
     int code = EBUSY;
@@ -157,22 +160,13 @@ static int enter(Ends *self, int mutex, int state, int64_t calm)
     }
     if (code)
         return 0;
-    if ((int64_t)self->words[state] == calm)
+    if (((int64_t)self->words[state] & ~forgive) == *calm && !self->unfit)
         return 1;
     pthread_mutex_unlock(lock);
     return 0;
 }
 
 static void leave(Ends *self, int mutex) { pthread_mutex_unlock((pthread_mutex_t *)((char *)self->words + mutex)); }
-
-static ssize_t write_at(int fd, const void *data, size_t size, uint64_t offset)
-{
-    ssize_t written;
-    Py_BEGIN_ALLOW_THREADS
-    written = pwrite(fd, data, size, (off_t)offset);
-    Py_END_ALLOW_THREADS
-    return written;
-}
 
 /* After a change: is there anybody to tell? */
 static PyObject *answer(Ends *self, int tell)
@@ -202,7 +196,7 @@ static PyObject *append(Ends *self, struct iovec *parts, int n_parts, uint8_t **
     size_t total = 0;
     for (size_t n = 0; n < count; n++)
         total += sizes[n];
-    if (!enter(self, TAIL_MUTEX, T_STATE, self->tail_calm))
+    if (!enter(self, TAIL_MUTEX, T_STATE, &self->tail_calm, 0))
         return PyLong_FromLong(LEFT);
     uint64_t commit = words[T_COMMIT], flip = commit & 1, tail = words[T_POS + flip], end = tail + total;
     uint64_t most = words[MAXSIZE];
@@ -229,7 +223,8 @@ static PyObject *append(Ends *self, struct iovec *parts, int n_parts, uint8_t **
         }
         words[T_POS + (flip ^ 1)] = end;
         publish(&words[T_COMMIT], (commit + 2 * count) ^ 1); /* this store publishes them */
-    }
+    } else if (written > 0)
+        words[T_STATE] |= BUSY; /* who has the tail next cuts it off; the twin may not come to that (an interrupt, a kill) */
     leave(self, TAIL_MUTEX);
     sleepers = written == (ssize_t)total ? words[GET_WAITERS] : 0; /* published first, looked for sleepers second */
     if (sleepers && (commit >> 1) - (words[H_COMMIT] >> 1) < sleepers) { /* else they are all awake: see _wakeup.py */
@@ -238,7 +233,7 @@ static PyObject *append(Ends *self, struct iovec *parts, int n_parts, uint8_t **
     }
     Py_END_ALLOW_THREADS
     if (written != (ssize_t)total)
-        return PyLong_FromLong(LEFT); /* nothing past the tail exists; the twin tries again, and says what is wrong */
+        return PyLong_FromLong(LEFT); /* the twin tries again, and says what is wrong */
     return answer(self, end > words[T_MARK]);
 }
 
@@ -330,13 +325,67 @@ static int columns(Ends *self, Columns *ledger)
     return 1;
 }
 
+/* As Ledger.find: the entry of a record, or -1. `hint` is where it was when it was lent; rebuilds may have moved it. */
+static int64_t find(Ends *self, const Columns *ledger, uint64_t position, uint64_t hint)
+{
+    uint64_t end = ledger->meta[LEDGER_END];
+    if (hint < end && ledger->position[hint] == position)
+        return (int64_t)hint;
+    uint64_t moved = hint - self->shift;
+    if (moved < end && ledger->position[moved] == position)
+        return (int64_t)moved;
+    uint64_t low = 0, high = end;
+    while (low < high) {
+        uint64_t middle = (low + high) / 2;
+        if (ledger->position[middle] < position)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    if (low == end || ledger->position[low] != position)
+        return -1;
+    self->shift = hint - low;
+    return (int64_t)low;
+}
+
+/* Whether an entry can be struck out without more ado: no space is due, and the ledger stays where it is. */
+static int strikes_plainly(Ends *self, const Columns *ledger, uint64_t entry)
+{
+    return self->words[UNPUNCHED] + ((uint64_t)ledger->size[entry] << 3) < BATCH &&
+           (self->words[LIVE] > 1 || ledger->capacity <= 1u << (MIN_LOG2 + 2));
+}
+
+/* As Ledger.free, for an entry that is lent or was given back; its record has its done mark. */
+static void strike_out(Ends *self, Columns *ledger, uint64_t entry)
+{
+    Word *words = self->words;
+    uint64_t size = (uint64_t)ledger->size[entry] << 3;
+    if (ledger->owner[entry] == RETURNED_CODE)
+        words[RETURNED] -= 1;
+    ledger->owner[entry] = 0;
+    words[LIVE_BYTES] -= size;
+    words[LIVE] -= 1;
+    if (words[LIVE]) {
+        ledger->dead[entry >> CHUNK_LOG2] += size;
+        if (entry == ledger->meta[LEDGER_FIRST])
+            ledger->meta[LEDGER_FIRST] = entry + 1;
+    } else {
+        ledger->meta[LEDGER_END] = ledger->meta[LEDGER_HINT] = ledger->meta[LEDGER_FIRST] = 0;
+        ledger->dead[0] = 0;
+    }
+    words[UNPUNCHED] += size;
+}
+
 /* -- done marks ----------------------------------------------------------------------------------------------------- */
 
 static int done_fd = -1; /* a file in memory whose first byte is DONE */
+static unsigned forks;    /* how many there were between the first process and this one */
+
+static void count_fork(void) { forks++; }
 
 static void unmap_marks(Ends *self)
 {
-    if (self->marks && self->marks_pid == getpid()) /* a forked child has not inherited it */
+    if (self->marks && self->marks_forks == forks) /* a forked child has not inherited it, and may have something else there */
         munmap(self->marks, MARKED);
     self->marks = NULL;
 }
@@ -358,10 +407,10 @@ static void map_marks(Ends *self, uint64_t offset)
         return;
     madvise(at, MARKED, MADV_DONTFORK);
     self->marks = at;
-    self->marks_pid = getpid();
+    self->marks_forks = forks;
 }
 
-/* Write one done mark.
+/* Write one done mark. Under the head lock and without the GIL: a page may have to be read, or waited for.
  *
  * A write to the file would wait for the producer that is writing to it at this moment, and it for us: the kernel has one lock
  * for all writes to a file, and taking turns at it costs both of them several times the write. A store into a mapped page needs
@@ -375,14 +424,10 @@ static int mark(Ends *self, uint64_t offset, int follow)
         map_marks(self, offset);
     if (self->marks && offset - self->marks_at < MARKED) {
         volatile uint8_t *at = self->marks + (offset - self->marks_at);
-        ssize_t got;
-        Py_BEGIN_ALLOW_THREADS
-        got = pread(done_fd, (void *)at, 1, 0);
-        Py_END_ALLOW_THREADS
-        if (got == 1 && *at == DONE)
+        if (pread(done_fd, (void *)at, 1, 0) == 1 && *at == DONE)
             return 1;
     }
-    return write_at(self->fd, &done, 1, offset) == 1;
+    return pwrite(self->fd, &done, 1, (off_t)offset) == 1;
 }
 
 /* -- get ------------------------------------------------------------------------------------------------------------ */
@@ -397,7 +442,7 @@ static int plain(Ends *self, const Header *header, uint64_t position)
  * or goes past what the last checkpoint on the disk allows. */
 static Header *record_at(Ends *self, uint64_t position)
 {
-    for (int tries = 0; tries < 2; tries++) {
+    for (int tries = 0; tries < 3; tries++) { /* a window, then all of a record that is longer */
         uint64_t at = position - self->buffer_at;
         size_t wanted = WINDOW > self->last_size ? WINDOW : self->last_size;
         if (position >= self->buffer_at && at + HEADER_SIZE <= self->buffered) {
@@ -414,7 +459,7 @@ static Header *record_at(Ends *self, uint64_t position)
             }
             wanted = wanted > size ? wanted : size;
         }
-        if (tries || wanted > MOST_BUFFERED)
+        if (tries == 2 || wanted > MOST_BUFFERED)
             break;
         if (wanted > self->tail_seen - position)
             wanted = self->tail_seen - position;
@@ -462,24 +507,30 @@ static PyObject *large_record_at(Ends *self, uint64_t position, Header *header)
     return NULL;
 }
 
-/* Before the head passes them: the done marks of `count` records from `position` on, all in the buffer. */
-static int mark_done(Ends *self, uint64_t position, size_t size, size_t count)
+/* Before the head passes them: the done marks of `*count` records from `position` up to `end`, all in the buffer. Where those end
+ * that the disk took, the first `*count`; none of the others looks done. Under the head lock, without the GIL. */
+static uint64_t mark_done(Ends *self, uint64_t position, uint64_t end, Py_ssize_t *count)
 {
-    uint8_t *first = self->buffer + (position - self->buffer_at), ready = READY;
     uint64_t offset = position - self->head_base;
-    int one_write = count > 1 && size <= count << 10; /* of all their bytes: nothing but the marks changes */
-    size_t at;
-    for (at = 0; at < size; at += record_size(((Header *)(first + at))->length)) {
-        first[at + STATE_OFFSET] = DONE;
-        if (!one_write && !mark(self, offset + at + STATE_OFFSET, 1))
-            break;
+    if (*count == 1) { /* a large one is not in the buffer */
+        *count = mark(self, offset + STATE_OFFSET, 1);
+        return *count ? end : position;
     }
-    if (at == size && (!one_write || write_at(self->fd, first, size, offset) == (ssize_t)size))
-        return 1;
-    /* The disk refused. They stay in the queue, so none of them may look done to who mends it. */
-    for (at = 0; at < size; at += record_size(((Header *)(first + at))->length))
-        (void)!write_at(self->fd, &ready, 1, offset + at + STATE_OFFSET);
-    return 0;
+    uint8_t *first = self->buffer + (position - self->buffer_at);
+    size_t size = end - position, at = 0;
+    Py_ssize_t wanted = *count;
+    if (size <= (size_t)wanted << 10) { /* one write of all their bytes: nothing but the marks changes */
+        for (; at < size; at += record_size(((Header *)(first + at))->length))
+            first[at + STATE_OFFSET] = DONE;
+        ssize_t written = pwrite(self->fd, first, size, (off_t)offset);
+        for (at = 0, *count = 0; (ssize_t)(at + STATE_OFFSET) < written; at += record_size(((Header *)(first + at))->length))
+            ++*count;
+    } else
+        for (*count = 0; *count < wanted && mark(self, offset + at + STATE_OFFSET, 1); ++*count)
+            at += record_size(((Header *)(first + at))->length);
+    if (*count < wanted)
+        self->buffered = 0;
+    return position + at;
 }
 
 /* Nothing waits. Look out for more for as long as a sleep and a wake would cost; whether something came.
@@ -519,35 +570,48 @@ static int look_out(Ends *self)
     return behind != 0;
 }
 
-static PyObject *take(Ends *self, PyObject *box, long limit, int done, long reserved, int patient)
+/* One item for the box, with its payload if that was read already; 0, and an error, if there is no memory for it. */
+static int put_into(PyObject *box, Header *header, long long entry, long deliveries, PyObject *payload)
 {
-again:
-    if (!enter(self, HEAD_MUTEX, H_STATE, self->calm))
-        return PyLong_FromLong(LEFT);
+    PyObject *taken = PyTuple_New(6);
+    if (!payload)
+        payload = PyBytes_FromStringAndSize((char *)header + HEADER_SIZE, header->length);
+    if (!taken || !payload) {
+        Py_XDECREF(taken);
+        Py_XDECREF(payload);
+        return 0;
+    }
+    PyTuple_SET_ITEM(taken, 0, PyLong_FromUnsignedLongLong(header->position));
+    PyTuple_SET_ITEM(taken, 1, PyLong_FromLongLong(entry));
+    PyTuple_SET_ITEM(taken, 2, PyLong_FromLong(deliveries));
+    PyTuple_SET_ITEM(taken, 3, PyLong_FromLong(header->tag));
+    PyTuple_SET_ITEM(taken, 4, PyLong_FromUnsignedLongLong(header->enqueued));
+    PyTuple_SET_ITEM(taken, 5, payload);
+    int put = !PyErr_Occurred() && !PyList_Append(box, taken);
+    Py_DECREF(taken);
+    return put;
+}
+
+/* Under the head lock: put into the box what lies side by side in one window from `first` on, `limit` items at most, and lend it
+ * unless it is done at once. How many, and where they end; none of them is taken yet. */
+static Py_ssize_t collect(Ends *self, PyObject *box, long limit, int done, long reserved, uint64_t first, uint64_t *end)
+{
     Word *words = self->words;
     Columns ledger;
-    uint64_t commit = words[H_COMMIT], flip = commit & 1, first = words[H_POS + flip], position = first, entry = 0;
+    uint64_t position = first, entry = 0;
     Py_ssize_t before = PyList_GET_SIZE(box), count = 0;
-    if (first >= self->tail_seen) {
-        uint64_t seen;
-        do {
-            seen = observe(&words[T_COMMIT]);
-            self->tail_seen = observe(&words[T_POS + (seen & 1)]);
-        } while (observe(&words[T_COMMIT]) != seen);
-    }
     if (!done) {
         if (!columns(self, &ledger))
-            goto left;
+            return 0;
         entry = ledger.meta[LEDGER_END];
     }
     Header large;
     PyObject *large_payload = NULL;
-    while (count < limit && position < self->tail_seen && !large_payload) {
-        if (count && position + HEADER_SIZE > self->buffer_at + self->buffered)
-            break;
+    for (; count < limit && position < self->tail_seen && !large_payload; count++) {
         if (count) { /* what was found before it must stay in the buffer */
-            Header *next = (Header *)(self->buffer + (position - self->buffer_at));
-            if (position + record_size(next->length) > self->buffer_at + self->buffered)
+            uint64_t at = position - self->buffer_at;
+            if (at + HEADER_SIZE > self->buffered ||
+                at + record_size(((Header *)(self->buffer + at))->length) > self->buffered)
                 break;
         }
         if (!done && entry >= ledger.capacity)
@@ -559,22 +623,12 @@ again:
             break;
         size_t size = record_size(header->length);
         long deliveries = (header->deliveries + 1) | reserved;
-        PyObject *taken = PyTuple_New(6);
-        if (!taken) {
-            Py_XDECREF(large_payload);
-            goto failed;
+        if (!put_into(box, header, done ? -1 : (long long)entry, deliveries, large_payload)) {
+            PyErr_Clear(); /* the twin says so, if it finds no memory either */
+            PyList_SetSlice(box, before, PyList_GET_SIZE(box), NULL);
+            words[H_STATE] |= BUSY; /* has the next one derive anew what is half written */
+            return 0;
         }
-        PyTuple_SET_ITEM(taken, 0, PyLong_FromUnsignedLongLong(position));
-        PyTuple_SET_ITEM(taken, 1, PyLong_FromLongLong(done ? -1 : (long long)entry));
-        PyTuple_SET_ITEM(taken, 2, PyLong_FromLong(deliveries));
-        PyTuple_SET_ITEM(taken, 3, PyLong_FromLong(header->tag));
-        PyTuple_SET_ITEM(taken, 4, PyLong_FromUnsignedLongLong(header->enqueued));
-        PyTuple_SET_ITEM(taken, 5, large_payload ? large_payload
-                                                 : PyBytes_FromStringAndSize((char *)header + HEADER_SIZE, header->length));
-        int refused = PyErr_Occurred() != NULL || PyList_Append(box, taken);
-        Py_DECREF(taken);
-        if (refused)
-            goto failed;
         if (!done) { /* as Ledger.append: an entry at or past the head does not count yet */
             words[self->lent_word] = 1;
             ledger.position[entry] = position;
@@ -587,33 +641,121 @@ again:
             words[LIVE_BYTES] += size;
         }
         position += size;
-        count++;
     }
-    if (!count) {
-        int empty = first >= self->tail_seen && first - self->head_base < REWIND; /* else it is time for a rewind */
-        leave(self, HEAD_MUTEX);
-        if (empty && patient && look_out(self)) {
-            patient = 0;
-            goto again;
+    *end = position;
+    return count;
+}
+
+/* Under the head lock: take what was given back, as HeadEnd._take_returned. It is older than everything at the head. How many;
+ * none if there is more to it: delays, leases, a shutdown, a bound on deliveries. */
+static Py_ssize_t take_returned(Ends *self, PyObject *box, long limit, int done, long reserved)
+{
+    Word *words = self->words;
+    Columns ledger;
+    if (!self->returns_plainly || words[NEXT_DUE] != NEVER || words[SHUTDOWN] || !columns(self, &ledger))
+        return 0;
+    Py_ssize_t count = 0;
+    uint64_t entry = ledger.meta[LEDGER_HINT], end = ledger.meta[LEDGER_END];
+    for (; count < limit && words[RETURNED]; count++) {
+        uint64_t look = entry + (1 << 12); /* Python searches faster */
+        while (entry < end && entry < look && ledger.owner[entry] != RETURNED_CODE)
+            entry++;
+        if (entry >= end || entry == look)
+            break;
+        ledger.meta[LEDGER_HINT] = entry;
+        uint64_t position = ledger.position[entry];
+        long deliveries = ((ledger.count[entry] & MAX_COUNT) + 1) | reserved;
+        if (self->tail_seen <= position)
+            self->tail_seen = words[H_POS + (words[H_COMMIT] & 1)];
+        if ((deliveries & MAX_COUNT) == 0 || (done && !strikes_plainly(self, &ledger, entry)))
+            break;
+        Header *header = record_at(self, position);
+        if (!header)
+            break;
+        if (!put_into(box, header, done ? -1 : (long long)entry, deliveries, NULL)) {
+            PyErr_Clear();
+            break;
         }
-        return PyLong_FromLong(LEFT);
+        if (done) {
+            int marked;
+            Py_BEGIN_ALLOW_THREADS
+            marked = mark(self, position - self->head_base + STATE_OFFSET, 1);
+            if (marked) {
+                strike_out(self, &ledger, entry);
+                self->handed_out++;
+            }
+            Py_END_ALLOW_THREADS
+            if (!marked) {
+                PyList_SetSlice(box, PyList_GET_SIZE(box) - 1, PyList_GET_SIZE(box), NULL);
+                break;
+            }
+        } else {
+            words[self->lent_word] = 1;
+            ledger.count[entry] = (uint16_t)deliveries;
+            words[RETURNED] -= 1;
+            ledger.owner[entry] = self->own_code;
+        }
     }
-    if (done && !(large_payload ? mark(self, first - self->head_base + STATE_OFFSET, 1)
-                                : mark_done(self, first, position - first, (size_t)count)))
-        goto failed;
-    words[H_POS + (flip ^ 1)] = position;
-    publish(&words[H_COMMIT], (commit + 2 * (uint64_t)count) ^ 1); /* this store takes them */
-    self->handed_out += done ? (uint64_t)count : 0; /* under the lock, as in HeadEnd.take */
-    int tell = words[PUT_WAITERS] || words[JOIN_WAITERS] || position > words[H_NEXT];
-    leave(self, HEAD_MUTEX);
-    return answer(self, tell);
-failed: /* nothing was taken; BUSY has the twin derive anew what is half written */
-    PyErr_Clear();
-    self->buffered = 0;
-    words[H_STATE] |= BUSY;
-    PyList_SetSlice(box, before, PyList_GET_SIZE(box), NULL);
-left:
-    leave(self, HEAD_MUTEX);
+    if (!words[RETURNED])
+        words[H_STATE] &= ~(uint64_t)SPECIAL; /* as Control.settle_head_state: all is usual again */
+    return count;
+}
+
+static PyObject *take(Ends *self, PyObject *box, long limit, int done, long reserved, int patient)
+{
+    Word *words = self->words;
+    Py_ssize_t before = PyList_GET_SIZE(box), taken = 0;
+again:
+    if (!enter(self, HEAD_MUTEX, H_STATE, &self->calm, SPECIAL))
+        return PyLong_FromLong(LEFT);
+    if (words[H_STATE] & SPECIAL) {
+        taken = take_returned(self, box, limit, done, reserved);
+        if (taken == limit || words[H_STATE] & SPECIAL) {
+            leave(self, HEAD_MUTEX);
+            return taken ? answer(self, words[PUT_WAITERS] || words[JOIN_WAITERS]) : PyLong_FromLong(LEFT);
+        }
+    }
+    uint64_t first = words[H_POS + (words[H_COMMIT] & 1)], end;
+    if (first >= self->tail_seen) {
+        uint64_t seen;
+        do {
+            seen = observe(&words[T_COMMIT]);
+            self->tail_seen = observe(&words[T_POS + (seen & 1)]);
+        } while (observe(&words[T_COMMIT]) != seen);
+    }
+    int empty = first >= self->tail_seen && first - self->head_base < REWIND; /* else it is time for a rewind */
+    Py_ssize_t found;
+    while ((found = collect(self, box, limit - taken, done, reserved, first, &end))) {
+        Py_ssize_t marked = found;
+        PyThreadState *gil = done ? PyEval_SaveThread() : NULL;
+        if (done)
+            end = mark_done(self, first, end, &marked);
+        if (marked) {
+            uint64_t commit = words[H_COMMIT];
+            words[H_POS + (~commit & 1)] = end;
+            publish(&words[H_COMMIT], (commit + 2 * (uint64_t)marked) ^ 1); /* this store takes them */
+        }
+        taken += marked;
+        self->handed_out += done ? (uint64_t)marked : 0; /* under the lock, as in HeadEnd.take */
+        first = end;
+        int last = marked < found || taken == limit || first >= self->tail_seen;
+        if (last) /* before the GIL comes back: a thread that computes may keep that for milliseconds */
+            leave(self, HEAD_MUTEX);
+        if (gil)
+            PyEval_RestoreThread(gil);
+        if (marked < found) /* the disk refused; the twin says so when it comes for the rest */
+            PyList_SetSlice(box, before + taken, PyList_GET_SIZE(box), NULL);
+        if (last)
+            break;
+    }
+    if (!found)
+        leave(self, HEAD_MUTEX);
+    if (taken)
+        return answer(self, words[PUT_WAITERS] || words[JOIN_WAITERS] || first > words[H_NEXT]);
+    if (empty && patient && look_out(self)) {
+        patient = 0;
+        goto again;
+    }
     return PyLong_FromLong(LEFT);
 }
 
@@ -622,11 +764,11 @@ static PyObject *fast_take(Ends *self, PyObject *const *args, Py_ssize_t nargs)
     if (nargs != 5 || !PyList_CheckExact(args[0]) || unusable(self))
         return PyLong_FromLong(LEFT);
     long limit = PyLong_AsLong(args[1]), reserved = PyLong_AsLong(args[3]);
-    if (PyErr_Occurred())
-        return NULL;
     int done = args[2] == Py_True;
-    if (!done && !self->lends_plainly)
+    if (PyErr_Occurred() || (!done && !self->lends_plainly)) {
+        PyErr_Clear(); /* more than anybody has */
         return PyLong_FromLong(LEFT);
+    }
     return take(self, args[0], limit, done, reserved, args[4] == Py_True);
 }
 
@@ -642,38 +784,27 @@ static PyObject *fast_ack(Ends *self, PyObject *const *args, Py_ssize_t nargs)
         PyErr_Clear();
         return PyLong_FromLong(LEFT);
     }
-    if (!enter(self, HEAD_MUTEX, H_STATE, self->calm))
+    if (!enter(self, HEAD_MUTEX, H_STATE, &self->calm, SPECIAL))
         return PyLong_FromLong(LEFT);
     Word *words = self->words;
     Columns ledger;
-    uint64_t size = 0;
-    int usual = columns(self, &ledger) && entry < ledger.meta[LEDGER_END] && ledger.position[entry] == position &&
-                ledger.owner[entry] == self->own_code && ledger.count[entry] == count;
-    if (usual) {
-        size = (uint64_t)ledger.size[entry] << 3;
-        usual = words[UNPUNCHED] + size < BATCH && (words[LIVE] > 1 || ledger.capacity <= 1u << (MIN_LOG2 + 2));
-    }
-    /* The mark first: an entry whose record is done is noticed, a record without an entry would be lost. */
-    uint64_t offset = position - self->head_base + STATE_OFFSET;
-    int straggler = offset < self->marks_at && self->marks_at - offset <= MARKED; /* the next one is further on again */
-    if (!usual || !mark(self, offset, !straggler)) {
+    int64_t found = columns(self, &ledger) ? find(self, &ledger, position, entry) : -1;
+    if (found < 0 || ledger.owner[found] != self->own_code || ledger.count[found] != count ||
+        !strikes_plainly(self, &ledger, (uint64_t)found)) {
         leave(self, HEAD_MUTEX);
         return PyLong_FromLong(LEFT);
     }
-    ledger.owner[entry] = 0;
-    words[LIVE_BYTES] -= size;
-    words[LIVE] -= 1;
-    if (words[LIVE]) {
-        ledger.dead[entry >> CHUNK_LOG2] += size;
-        if (entry == ledger.meta[LEDGER_FIRST])
-            ledger.meta[LEDGER_FIRST] = entry + 1;
-    } else {
-        ledger.meta[0] = ledger.meta[1] = ledger.meta[2] = 0;
-        ledger.dead[0] = 0;
-    }
-    words[UNPUNCHED] += size;
+    uint64_t offset = position - self->head_base + STATE_OFFSET;
+    int straggler = offset < self->marks_at && self->marks_at - offset <= MARKED; /* the next one is further on again */
+    int marked;
+    Py_BEGIN_ALLOW_THREADS
+    /* The mark first: an entry whose record is done is noticed, a record without an entry would be lost. */
+    marked = mark(self, offset, !straggler);
+    if (marked)
+        strike_out(self, &ledger, (uint64_t)found);
     leave(self, HEAD_MUTEX);
-    return answer(self, words[PUT_WAITERS] || words[JOIN_WAITERS]);
+    Py_END_ALLOW_THREADS
+    return marked ? answer(self, words[PUT_WAITERS] || words[JOIN_WAITERS]) : PyLong_FromLong(LEFT);
 }
 
 /* -- the type ------------------------------------------------------------------------------------------------------- */
@@ -684,8 +815,9 @@ static PyObject *fast_bind(Ends *self, PyObject *args)
     unsigned int salt;
     unsigned long long dirty_word, lent_word;
     unsigned short own_code;
-    int fd, lends_plainly;
-    if (!PyArg_ParseTuple(args, "OiIKKHp", &map, &fd, &salt, &dirty_word, &lent_word, &own_code, &lends_plainly))
+    int fd, lends_plainly, returns_plainly;
+    if (!PyArg_ParseTuple(args, "OiIKKHpp", &map, &fd, &salt, &dirty_word, &lent_word, &own_code, &lends_plainly,
+                          &returns_plainly))
         return NULL;
     if (self->map.obj)
         PyBuffer_Release(&self->map);
@@ -698,6 +830,7 @@ static PyObject *fast_bind(Ends *self, PyObject *args)
     self->lent_word = lent_word;
     self->own_code = own_code;
     self->lends_plainly = lends_plainly;
+    self->returns_plainly = returns_plainly;
     unmap_marks(self);
     self->buffered = self->last_size = 0;
     self->buffer_at = self->tail_seen = 0;
@@ -737,7 +870,7 @@ static PyMemberDef members[] = {
 
 #define METHOD(name, function, text) {name, (PyCFunction)(void (*)(void))function, METH_FASTCALL, text}
 static PyMethodDef methods[] = {
-    {"_fast_bind", (PyCFunction)fast_bind, METH_VARARGS, "(map, fd, salt, dirty_word, lent_word, own_code, lends_plainly)"},
+    {"_fast_bind", (PyCFunction)fast_bind, METH_VARARGS, "(map, fd, salt, dirty_word, lent_word, own_code, plain leases, plain returns)"},
     {"_fast_unbind", (PyCFunction)fast_unbind, METH_NOARGS, "Leave everything to Python from now on."},
     METHOD("_fast_append", fast_append, "(payload, tag): 1 if it was appended, 2 if somebody is to be told, else 0"),
     METHOD("_fast_append_many", fast_append_many, "(payloads, tag): as _fast_append, all of them or none"),
@@ -781,6 +914,8 @@ PyMODINIT_FUNC PyInit__fast(void)
     static const unsigned long layout[] = LAYOUT;
     static const uint8_t done = DONE;
     crc32_prepare();
+    if (pthread_atfork(NULL, NULL, count_fork))
+        return PyErr_NoMemory();
     int fd = memfd_create("durableq-done", MFD_CLOEXEC);
     if (fd >= 0) { /* never as 0, 1 or 2, where these are closed: what a program prints would go there */
         done_fd = fcntl(fd, F_DUPFD_CLOEXEC, 3);

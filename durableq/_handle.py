@@ -195,9 +195,9 @@ class Handle(Ends):
         self._control_fd = control_fd
         self._fd = self._spool.fd
         self._owners = Owners(self._control, control_fd, self.path)
-        plain = self._owners.one_namespace
-        self._tail = HotLock(self._control, TAIL_MUTEX, T_STATE, self.path, plain)
-        self._head = HotLock(self._control, HEAD_MUTEX, H_STATE, self.path, plain)
+        namespace = self._owners.note_namespace()
+        self._tail = HotLock(self._control, TAIL_MUTEX, T_STATE, self.path, namespace)
+        self._head = HotLock(self._control, HEAD_MUTEX, H_STATE, self.path, namespace)
         self._wakeup = Wakeup(self._control)
         self._reclaimer = Reclaimer(self._spool, self._control, self._ledger, self._tail)
         self._tail_calm = self._calm = -1
@@ -213,7 +213,7 @@ class Handle(Ends):
         self._counts_off = False
         self._odd_reader: Reader | None = None
         self._look_at = 0.0
-        self._sync_lock = HotLock(self._control, SYNC_MUTEX, SYNC_STATE, self.path, plain)
+        self._sync_lock = HotLock(self._control, SYNC_MUTEX, SYNC_STATE, self.path, namespace)
         self._claim()
         self._own_code = owner_code(self._owners.slot)
         self._lent_word = owner_word(self._owners.slot) + OWNER_LENT
@@ -234,8 +234,9 @@ class Handle(Ends):
         """Let the compiled calls work on this handle. Until then each of them leaves its work to its twin."""
         if self.compiled and self._fast_append is not None:
             dirty = owner_word(self._owners.slot) + OWNER_DIRTY if self._sync is not None else 0
-            plain = not self._spool.options.lease_ms
-            self._fast_bind(self._control.map, self._fd, self._salt, dirty, self._lent_word, self._own_code, plain)
+            options = self._spool.options
+            plain = (not options.lease_ms, not options.lease_ms and not options.max_deliveries)
+            self._fast_bind(self._control.map, self._fd, self._salt, dirty, self._lent_word, self._own_code, *plain)
 
     def _pay_syncs(self) -> None:
         if self._owners.owes_sync:

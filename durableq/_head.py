@@ -10,7 +10,7 @@ from durableq._checkpoint import DISTANCE, mark_head
 from durableq._compiled import crc32
 from durableq._handle import Handle, at_head
 from durableq._leases import DEAD_CODE, DEAD_LENT, DELAYED_CODE, MAX_COUNT
-from durableq._locks import UNKNOWN
+from durableq._locks import NOBODYS, TAKEN, UNKNOWN
 from durableq._reclaim import BATCH, REWIND
 from durableq._record import DEAD as STATE_DEAD
 from durableq._record import (
@@ -41,6 +41,7 @@ from durableq._state import (
     H_STATE,
     JOIN_WAITERS,
     LIVE,
+    NAMESPACE,
     NEVER,
     NEXT_DUE,
     PUT_WAITERS,
@@ -54,7 +55,7 @@ from durableq._state import (
 from durableq._wakeup import EVERYBODY, GET, JOIN, PUT
 from durableq.errors import ShutDown
 
-_mutex_try, _mutex_unlock = _os.mutex_try, _os.mutex_unlock
+_mutex_try, _mutex_mend, _mutex_unlock = _os.mutex_try, _os.mutex_mend, _os.mutex_unlock
 _ROUND = HEADER_SIZE + 7  # what `record_size` adds to a length before it rounds down
 READY_BYTE = bytes([READY])
 WINDOW = 64 << 10
@@ -83,32 +84,35 @@ class HeadEnd(Handle):
         if limit > 1:
             self.look_if_due()
         if self._fast_take is not None and (did := self._fast_take(box, limit, done, reserved, False)):
-            while len(box) < limit and (more := self._fast_take(box, limit - len(box), done, reserved, False)):
-                did |= more
             if did > 1:
                 self.told(done, len(box))
             if len(box) == limit or not self.may_take():
                 return True
+            # Something unusual is next.
         if self._unfit:
+            if box:
+                return True
             self._check()
         if monotonic() > self._look_at:
             self._look_around()
         words = self._words
         begun = len(box)
-        code = UNKNOWN
+        lock = self._head
+        at, code = lock.address, UNKNOWN
         try:
-            code = _mutex_try(self._head.address)
+            code = _mutex_try(at)
             if code:
-                code = self._head.wait(code)
+                code = lock.wait(code)
             usual = words[H_STATE] == self._calm
             if not usual:
+                if box:  # what has come about meanwhile is for the next call
+                    return True
                 self._see_head()
                 if words[SHUTDOWN] > 1:
                     raise ShutDown
                 if words[RETURNED] or words[NEXT_DUE] != NEVER:
                     self._take_returned(box, limit, done, reserved)
-            while len(box) < limit and self._take_fresh(box, limit, done, reserved):
-                pass
+            self._fill(box, limit, done, reserved)
             if not usual:
                 self._leave_head()
             if not box:
@@ -119,12 +123,17 @@ class HeadEnd(Handle):
                 self._handed_out += len(box) - begun
         except BaseException:
             words[H_STATE] |= BUSY
-            if box:
+            _mutex_mend(at)
+            if code not in TAKEN and words[NAMESPACE] != lock.namespace:
+                at = NOBODYS
+            try:
                 self._sort_out(box, READY_BYTE)
+            except BaseException:  # interrupted once more, in the very act
+                self._sort_out(box, READY_BYTE)
+                raise
             raise
         finally:
-            if not code or self._head.plain():
-                _mutex_unlock(self._head.address)
+            _mutex_unlock(at)
         self.told(done, len(box))
         return True
 
@@ -144,6 +153,8 @@ class HeadEnd(Handle):
 
     def _sort_out(self, box: list[Taken], state: bytes) -> None:
         """Interrupted, and still under the lock: keep in the box what was taken, undo what was not; others may take it next."""
+        if not box:
+            return
         head = self._control.head()[0]
         kept = []
         for taken in box:
@@ -157,6 +168,10 @@ class HeadEnd(Handle):
             else:
                 kept.append(taken)
         box[:] = kept
+
+    def _fill(self, box: list[Taken], limit: int, done: bool, reserved: int) -> None:
+        while len(box) < limit and self._take_fresh(box, limit, done, reserved):
+            pass
 
     def _take_fresh(self, box: list[Taken], limit: int, done: bool, reserved: int) -> bool:
         """Take what follows at the head; False if there is nothing, True if it is worth another look."""
@@ -341,15 +356,18 @@ class HeadEnd(Handle):
     @at_head
     def _take_letters(self, box: list[Taken], limit: int, done: bool, reserved: int) -> None:
         try:
-            i = self._ledger.next_dead()
-            while i >= 0 and len(box) < limit:
-                self._take_entry(i, box, done, reserved, self._own_code | DEAD_LENT)
-                i = self._ledger.next_dead(i + 1)
+            self._fill_letters(box, limit, done, reserved)
         except BaseException:
             self._sort_out(box, bytes([STATE_DEAD]))
             raise
         if self._words[UNPUNCHED] >= BATCH:
             self._tidy()
+
+    def _fill_letters(self, box: list[Taken], limit: int, done: bool, reserved: int) -> None:
+        i = self._ledger.next_dead()
+        while i >= 0 and len(box) < limit:
+            self._take_entry(i, box, done, reserved, self._own_code | DEAD_LENT)
+            i = self._ledger.next_dead(i + 1)
 
     def _take_entry(self, i: int, box: list[Taken], done: bool, reserved: int, code: int) -> None:
         ledger = self._ledger

@@ -19,11 +19,11 @@ from durableq._leases import Ledger, owner_code
 from durableq._state import (
     GET_WAITERS,
     JOIN_WAITERS,
+    NAMESPACE,
     OWNER_DIRTY,
     OWNER_GET,
     OWNER_JOIN,
     OWNER_LENT,
-    OWNER_NAMESPACE,
     OWNER_OFFSET,
     OWNER_PID,
     OWNER_PUT,
@@ -52,7 +52,7 @@ class Owner:
 
 
 class Owners:
-    """The owner slots as one handle sees them; all methods under the head lock."""
+    """The owner slots as one handle sees them; all methods under the head lock, unless they say otherwise."""
 
     def __init__(self, control: Control, fd: int, path: str) -> None:
         self._words = control.words
@@ -62,6 +62,15 @@ class Owners:
         self.owes_sync = False
         """Whether one of those buried here had written what it had not synced yet."""
 
+    def note_namespace(self) -> int:
+        """Before this handle takes any lock but the cold one: tell the others its pid namespace, and return it."""
+        own = _os.pid_namespace()
+        if self.alone():
+            self._words[NAMESPACE] = own
+        elif self._words[NAMESPACE] != own:
+            self._words[NAMESPACE] = 0
+        return own
+
     def claim(self, ledger: Ledger) -> None:
         """Take a free slot; what a dead predecessor in it still held goes back to the queue first."""
         for slot in range(OWNER_SLOTS):
@@ -70,7 +79,6 @@ class Owners:
                 self._words[SLOTS] = max(self._words[SLOTS], slot + 1)
                 word = owner_word(slot)
                 self._words[word + OWNER_TOKEN] = _token()
-                self._words[word + OWNER_NAMESPACE] = _os.pid_namespace()
                 self._words[word + OWNER_PID] = os.getpid()
                 self.slot = slot
                 return
@@ -109,11 +117,6 @@ class Owners:
         """The slots of all handles of this process on this queue, the own one first."""
         token = _token()
         return [self.slot, *(s for s in self._others() if self._words[owner_word(s) + OWNER_TOKEN] == token)]
-
-    def one_namespace(self) -> bool:
-        """Whether all owners are of the pid namespace of this process. Needs no lock."""
-        own = self._words[owner_word(self.slot) + OWNER_NAMESPACE] if self.slot >= 0 else _os.pid_namespace()
-        return all(self._words[owner_word(slot) + OWNER_NAMESPACE] == own for slot in self._others())
 
     def describe(self, ledger: Ledger) -> tuple[Owner, ...]:
         """All live owners, named by psutil."""

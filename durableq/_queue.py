@@ -48,6 +48,8 @@ class DurableQueue(ItemReader):
     Raises what `durableq.errors` lists, and IsADirectoryError, FileNotFoundError, PermissionError and OSError (disk full).
     """
 
+    _store: Store
+
     def __init__(
         self,
         path: str | os.PathLike[str],
@@ -319,6 +321,7 @@ class DeadLetters(ItemReader):
     """
 
     _dead = True
+    _store: Store
 
     def __init__(self, queue: DurableQueue) -> None:
         self._store = queue._store

@@ -10,11 +10,10 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from durableq._delivery import Delivery, Peeked
+from durableq._delivery import Delivery, Lender, Peeked
 from durableq._head import Taken
 from durableq._leases import MAX_COUNT, RESERVED
 from durableq._serializers import Codec
-from durableq._store import Store
 from durableq._unacked import Unacked
 from durableq._wakeup import Deadline
 from durableq.errors import DecodeError, Empty
@@ -39,15 +38,16 @@ os.register_at_fork(after_in_child=_forget_after_fork)
 
 
 class ItemReader(ABC):
-    """Blocking and decoding around `Store.take`. The store's part never blocks; here is only the waiting."""
+    """Blocking and decoding around `take`. The store's part never blocks; here is only the waiting."""
 
-    _store: Store
+    _store: Lender
     _codec: Codec
     _take: Callable[[list[Taken], int, bool, int], bool]
     _fast_take: Callable[[list[Taken], int, bool, int, bool], int] | None = None
     _done: bool
     _dead = False
     _this_thread: _ThisThread
+    _delivery: type[Delivery] = Delivery
 
     def get(self, block: bool = True, timeout: float | None = None) -> Any:
         """Take the oldest item and return it.
@@ -109,8 +109,8 @@ class ItemReader(ABC):
         box: list[Taken] = []
         try:
             taken, items = self._take_many(box, max_items, block, timeout, False, RESERVED)
-            store = self._store
-            return [Delivery(store, entry, item) for entry, item in zip(taken, items, strict=True)]
+            store, delivery = self._store, self._delivery
+            return [delivery(store, entry, item) for entry, item in zip(taken, items, strict=True)]
         except BaseException:
             self._store.untake(box, self._dead)
             raise
@@ -122,11 +122,10 @@ class ItemReader(ABC):
         ValueError if nothing is lent: called too many times.
         """
         unacked = self._this_thread.unacked
-        while True:
-            oldest = unacked.pop()
-            if oldest is None:
-                break
-            if self._store.ack(*oldest):
+        while (oldest := unacked.oldest()) is not None:
+            was_ours = self._store.ack(*oldest)
+            unacked.drop()  # only now: an interrupted call may be made again, and is about the same item
+            if was_ours:
                 return
             # Its lease ran out and somebody else has it, or another thread has acked it: not ours any more.
         if not self._store.ack_oldest():

@@ -8,16 +8,16 @@ from durableq import _os
 from durableq._handle import at_head
 from durableq._head import READY_BYTE, HeadEnd, Taken
 from durableq._leases import DEAD_CODE, DEAD_LENT, DELAYED_CODE, MAX_COUNT, RETURNED_CODE, is_dead_letter
-from durableq._locks import UNKNOWN
+from durableq._locks import NOBODYS, TAKEN, UNKNOWN
 from durableq._reclaim import BATCH
 from durableq._record import DONE_BYTE, READY, STATE_OFFSET, encode_body, record_size
 from durableq._runs import side_by_side
 from durableq._scan import Reader
 from durableq._spool import SUPERBLOCK
-from durableq._state import BUSY, DROPS, GET_WAITERS, H_STATE, JOIN_WAITERS, UNPUNCHED
+from durableq._state import BUSY, DROPS, GET_WAITERS, H_STATE, JOIN_WAITERS, NAMESPACE, UNPUNCHED
 from durableq._wakeup import EVERYBODY, GET, JOIN
 
-_mutex_try, _mutex_unlock = _os.mutex_try, _os.mutex_unlock
+_mutex_try, _mutex_mend, _mutex_unlock = _os.mutex_try, _os.mutex_mend, _os.mutex_unlock
 
 
 class Settler(HeadEnd):
@@ -35,9 +35,9 @@ class Settler(HeadEnd):
             self._check()
         words = self._words
         lock = self._head
-        code = UNKNOWN
+        at, code = lock.address, UNKNOWN
         try:
-            code = _mutex_try(lock.address)
+            code = _mutex_try(at)
             if code:
                 code = lock.wait(code)
             if words[H_STATE] != self._calm:
@@ -48,10 +48,12 @@ class Settler(HeadEnd):
             self._finish(i, position)
         except BaseException:
             words[H_STATE] |= BUSY
+            _mutex_mend(at)
+            if code not in TAKEN and words[NAMESPACE] != lock.namespace:
+                at = NOBODYS
             raise
         finally:
-            if not code or lock.plain():
-                _mutex_unlock(lock.address)
+            _mutex_unlock(at)
         self._is_done()
         return True
 
@@ -232,9 +234,12 @@ class Settler(HeadEnd):
     def _untake_locked(self, box: list[Taken], dead_letter: bool) -> list[Taken]:
         ledger = self._ledger
         reader = Reader(self._fd, self._salt, self._head_base)
+        head = self._control.head()[0]
         gone = []
         for taken in box:
             position, index, count, _, _, payload = taken
+            if position >= head:  # it was not taken after all
+                continue
             i = ledger.find(position, max(index, 0))
             if index < 0:
                 if i >= 0:
@@ -245,7 +250,7 @@ class Settler(HeadEnd):
                     continue
                 self._write_state(position, READY_BYTE)
                 ledger.rebuild((position, record_size(len(payload)), RETURNED_CODE))
-                ledger.recount(self._control.head()[0])
+                ledger.recount(head)
                 i = ledger.find(position, 0)
             elif i < 0 or ledger.owner[i] & ~DEAD_LENT != self._own_code:
                 continue

@@ -149,21 +149,11 @@ class Store(TailEnd):
             self._check()
 
     def _wait(self, condition: Condition, ready: Callable[[], bool], deadline: Deadline) -> None:
-        slot, words = self._owners.slot, self._words
+        slot = self._owners.slot
         asleep: list[Condition] = []
         try:
             self._lie_down(condition, asleep)
-            while self._barred is None:
-                value = self._wakeup.read(condition)  # before the look: what comes after the look changes it
-                if ready() or self._look_around():
-                    break
-                due = words[NEXT_DUE]
-                seconds = min(deadline.left(), RECHECK)
-                if due != NEVER and condition is GET:
-                    seconds = min(seconds, due / 1000 - time.time())
-                if seconds <= 0:
-                    break
-                self._wakeup.sleep(condition, value, seconds)
+            self._sleep(condition, ready, deadline)  # no loop of our own here: see `_locks` on interrupts
         finally:
             try:
                 self._get_up(asleep, slot)
@@ -171,10 +161,22 @@ class Store(TailEnd):
                 self._get_up(asleep, slot)
                 raise
 
+    def _sleep(self, condition: Condition, ready: Callable[[], bool], deadline: Deadline) -> None:
+        while self._barred is None:
+            value = self._wakeup.read(condition)  # before the look: what comes after the look changes it
+            if ready() or self._look_around():
+                break
+            due = self._words[NEXT_DUE]
+            seconds = min(deadline.left(), RECHECK)
+            if due != NEVER and condition is GET:
+                seconds = min(seconds, due / 1000 - time.time())
+            if seconds <= 0:
+                break
+            self._wakeup.sleep(condition, value, seconds)
+
     @at_head
     def _lie_down(self, condition: Condition, asleep: list[Condition]) -> None:
-        self._wakeup.enter(condition, self._owners.slot)
-        asleep[:] = [condition]  # no call between the two: an interrupt must not leave it counted for ever
+        self._wakeup.enter(condition, self._owners.slot, asleep)
         if self._words[self._lent_word] and not self._ledger.holds(self._own_code):
             self._words[self._lent_word] = 0  # holds nothing: nobody need watch over this owner
 
@@ -184,8 +186,7 @@ class Store(TailEnd):
 
     @at_head
     def _rise(self, asleep: list[Condition], slot: int) -> None:
-        self._wakeup.leave(asleep[0], slot)
-        asleep[:] = []
+        self._wakeup.leave(slot, asleep)
 
     def reap(self) -> bool:
         """Return what the dead held, now; whether there was anything."""

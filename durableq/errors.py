@@ -1,7 +1,7 @@
 """Everything durableq raises, by whose fault it is.
 
     DurableQError
-    |-- of the caller:      ClosedError, OptionMismatchError, StaleDeliveryError
+    |-- of the caller:      BadURLError, ClosedError, OptionMismatchError, StaleDeliveryError, UnsupportedError
     |-- of the file:        NotASpoolError, NewerFormatError, DamagedError, SpoolReplacedError
     |-- of the item:        DecodeError
     |-- of the environment: InsecureSpoolError, NetworkFilesystemError, PoisonedError, PoolError, TooManyOwnersError
@@ -18,6 +18,7 @@ import queue
 import sys
 
 __all__ = [
+    "BadURLError",
     "ClosedError",
     "DamagedError",
     "DecodeError",
@@ -25,6 +26,7 @@ __all__ = [
     "Empty",
     "Full",
     "InsecureSpoolError",
+    "MissingExtraError",
     "NetworkFilesystemError",
     "NewerFormatError",
     "NotASpoolError",
@@ -35,6 +37,8 @@ __all__ = [
     "SpoolReplacedError",
     "StaleDeliveryError",
     "TooManyOwnersError",
+    "UnreachableError",
+    "UnsupportedError",
 ]
 
 Empty = queue.Empty
@@ -50,6 +54,10 @@ else:
 
 class DurableQError(Exception):
     """The base of all that durableq itself raises."""
+
+
+class BadURLError(DurableQError, ValueError):
+    """This URL names no engine that durableq knows, or lacks something."""
 
 
 class ClosedError(DurableQError, ValueError):
@@ -102,3 +110,15 @@ class PoolError(DurableQError, RuntimeError):
 
 class TooManyOwnersError(DurableQError, OSError):
     """Every owner slot of the queue is taken by a live handle."""
+
+
+class MissingExtraError(DurableQError, ImportError):
+    """The library that this needs is not installed; the message has the pip command."""
+
+
+class UnreachableError(DurableQError, ConnectionError):
+    """The engine did not answer, or said no for now; what was asked of it may or may not have been done."""
+
+
+class UnsupportedError(DurableQError, NotImplementedError):
+    """This engine cannot do that."""

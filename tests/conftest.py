@@ -10,10 +10,19 @@ from typing import Any
 import pool_jobs
 import psutil
 import pytest
+from engines.forwarder import Forwarder
+from engines.kafka_mock import KafkaCluster
+from engines.leash import MARK
+from engines.proxy import Proxy
+from engines.rabbitmq import RabbitMQ
+from engines.redis_server import RedisServer
+from engines.subjects import Subject, numbers
 from processes import PATIENCE, Child
 
 from durableq import DurableQueue, WorkerPool, check
 from durableq._handle import Handle
+
+pytest_plugins = ["durableq.pytest_plugin"]
 
 SPOILING = {"test_bad_input", "test_check", "test_damage", "test_fuzz"}
 """Modules whose tests damage their spool on purpose."""
@@ -94,19 +103,21 @@ def no_process_outlives_its_test() -> Iterator[None]:
     """Kill what a failed test left running: a forgotten consumer would eat another test's time, if not its items."""
     before = set(psutil.Process().children(recursive=True))
     yield
-    left = [p for p in psutil.Process().children(recursive=True) if p not in before and not _serves_multiprocessing(p)]
+    left = [p for p in psutil.Process().children(recursive=True) if p not in before and not _serves_all_tests(p)]
     for process in left:
         process.kill()
     psutil.wait_procs(left, timeout=PATIENCE)
 
 
-def _serves_multiprocessing(process: psutil.Process) -> bool:
-    # The fork server and the resource tracker live as long as the test run by design.
+def _serves_all_tests(process: psutil.Process) -> bool:
     try:
         command = " ".join(process.cmdline())
+        # The fork server and the resource tracker live as long as the test run by design.
+        if "multiprocessing.forkserver" in command or "multiprocessing.resource_tracker" in command:
+            return True
+        return MARK in process.environ() or "engines/leash.py" in command
     except psutil.Error:
         return False
-    return "multiprocessing.forkserver" in command or "multiprocessing.resource_tracker" in command
 
 
 @pytest.fixture
@@ -120,3 +131,95 @@ def punches_holes(tmp_path: Path) -> None:
         if allocate(file.fileno(), 0x01 | 0x02, 0, 65536):  # KEEP_SIZE | PUNCH_HOLE
             pytest.skip("this file system cannot punch holes")
     probe.unlink()
+
+
+# -- engines -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def make_redis(tmp_path: Path) -> Iterator[Callable[..., RedisServer]]:
+    """`make_redis(*options)` is a Redis server of the test's own."""
+    servers: list[RedisServer] = []
+
+    def make(*options: str) -> RedisServer:
+        servers.append(RedisServer(tmp_path / f"redis{len(servers)}", *options))
+        return servers[-1]
+
+    yield make
+    for server in servers:
+        server.kill()
+
+
+@pytest.fixture(scope="session")
+def one_rabbitmq(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitMQ]:
+    """The broker of all tests of this process, not necessarily running."""
+    broker = RabbitMQ(tmp_path_factory.mktemp("rabbitmq"))
+    yield broker
+    broker.dispose()
+
+
+@pytest.fixture
+def rabbitmq(one_rabbitmq: RabbitMQ) -> RabbitMQ:
+    """A running RabbitMQ; it takes seconds to start, so tests share it and use queues of their own."""
+    if not one_rabbitmq.running:
+        one_rabbitmq.start()
+    return one_rabbitmq
+
+
+@pytest.fixture
+def kafka() -> Iterator[KafkaCluster]:
+    """A Kafka cluster of the test's own, with one broker."""
+    cluster = KafkaCluster()
+    yield cluster
+    cluster.kill()
+
+
+@pytest.fixture
+def proxy() -> Iterator[Callable[[int], Proxy]]:
+    """`proxy(port)` is a network in front of a port."""
+    proxies: list[Proxy] = []
+
+    def make(port: int) -> Proxy:
+        proxies.append(Proxy(port))
+        return proxies[-1]
+
+    yield make
+    for one in proxies:
+        one.close()
+
+
+@pytest.fixture(params=["file", "redis", "rabbitmq"])
+def subject(
+    request: pytest.FixtureRequest, path: Path, make_redis: Callable[..., RedisServer]
+) -> Iterator[Subject]:
+    """A queue of each kind, of the test's own."""
+    if request.param == "file":
+        found = Subject("file", f"file://{path}")
+    elif request.param == "redis":
+        found = Subject("redis", f"redis://127.0.0.1:{make_redis().port}/0/jobs?silence=1", "shutdown", "foreign task_done")
+    else:
+        url = f"{request.getfixturevalue('rabbitmq').url}?queue=jobs{next(numbers)}"
+        limits = ("join", "maxsize", "delay", "max_deliveries", "lease", "peek", "shutdown", "foreign task_done", "counts")
+        found = Subject("rabbitmq", url, *limits)
+    yield found
+    found.dispose()
+
+
+@pytest.fixture
+def jobs(subject: Subject) -> Any:
+    """A handle of it with the default options."""
+    return subject.open()
+
+
+@pytest.fixture
+def forwarder(path: Path) -> Iterator[Callable[..., Forwarder]]:
+    """`forwarder(url)` forwards the queue of the test in the background, until it is told to finish."""
+    running: list[Forwarder] = []
+
+    def start(sink: str, **options: Any) -> Forwarder:
+        running.append(Forwarder(path, sink, **options))
+        return running[-1]
+
+    yield start
+    for one in running:
+        one.finish()

@@ -36,7 +36,7 @@ from durableq.errors import DamagedError, DurableQError, Empty, Full, OptionMism
 __all__ = ["COMMANDS", "EXIT_CODES", "Command", "Failure", "command", "main", "parser"]
 
 #: Every subcommand, in the order in which the help lists them. Each is `COMMAND` in the module of that name here.
-COMMANDS = ("put", "get", "work", "stat", "demo")
+COMMANDS = ("put", "get", "work", "stat", "forward", "demo")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
