@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import IO
 
-__all__ = ["Extents", "draw", "human", "legend", "read_extents", "symbols_for"]
+__all__ = ["Extents", "coverage", "draw", "human", "legend", "read_extents", "symbols_for"]
 
 BLOCKS = "\u2588\u2593\u2592\u2591"
 ASCII = "#+-."
@@ -73,12 +74,7 @@ def draw(extents: Extents, width: int, *, full_size: int = 0, symbols: str = BLO
     """One line of `width` cells. `full_size` is what the whole width stands for (at least the file's own size), so that
     lines of one file at several times can be laid under each other."""
     span = max(full_size, extents.size, 1)
-    covered = [0] * width
-    for start, stop in extents.data:
-        first, last = start * width // span, (stop - 1) * width // span
-        for cell in range(first, min(last, width - 1) + 1):
-            low, high = _bounds(cell, width, span)
-            covered[cell] += max(0, min(stop, high) - max(start, low))
+    covered = coverage(extents.data, width, span)
     cells = []
     for cell, filled in enumerate(covered):
         low, high = _bounds(cell, width, span)
@@ -94,6 +90,17 @@ def draw(extents: Extents, width: int, *, full_size: int = 0, symbols: str = BLO
         else:
             cells.append(symbols[3])
     return "".join(cells)
+
+
+def coverage(ranges: Iterable[tuple[int, int]], width: int, span: int) -> list[int]:
+    """How many bytes of each of `width` cells, which stand for `span` bytes together, lie in the ranges."""
+    covered = [0] * width
+    for start, stop in ranges:
+        first, last = start * width // span, (stop - 1) * width // span
+        for cell in range(first, min(last, width - 1) + 1):
+            low, high = _bounds(cell, width, span)
+            covered[cell] += max(0, min(stop, high) - max(start, low))
+    return covered
 
 
 def _bounds(cell: int, width: int, span: int) -> tuple[int, int]:

@@ -34,6 +34,11 @@ class RunLedger(Ledger):
         """The index of the first entry behind a position."""
         return bisect_right(self.position, position, 0, self._meta[END])
 
+    def copy(self) -> tuple[array[int], array[int], array[int]]:
+        """The positions, sizes (in units of 8 bytes) and owner codes of all entries as they are now."""
+        end = self._meta[END]
+        return array("Q", self.position[:end].tobytes()), array("I", self._size[:end].tobytes()), array("H", self.codes())
+
     def run_sizes(self, i: int, n: int) -> list[int]:
         """Bytes of the records of `n` entries from index `i` on."""
         # A list first: a view that an interrupt leaves in some traceback would keep the map from being closed.

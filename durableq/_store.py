@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import os
 import time
+from array import array
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -31,6 +32,7 @@ from durableq._record import DONE_BYTE, HEAD_SIZE, READY, Header, decode_due
 from durableq._recovery import Reader
 from durableq._spool import Options
 from durableq._state import (
+    BASE,
     BUSY,
     DAMAGED,
     DAMAGED_BYTES,
@@ -88,6 +90,23 @@ class Stats:
     """Unix time of the put of the oldest ready item."""
     owners: tuple[Owner, ...]
     """The processes that have the queue open."""
+
+
+@dataclass(frozen=True)
+class Survey:
+    """Where the records of a queue lie, in logical positions."""
+
+    base: int
+    """The position of the front of the file."""
+    head: int
+    """All records from here up to the tail wait to be taken for the first time."""
+    tail: int
+    positions: array[int]
+    """Of the records behind the head that are not done; with free entries in between, whose code is 0."""
+    sizes: array[int]
+    """In units of 8 bytes."""
+    codes: array[int]
+    """Who has them: see `_leases`."""
 
 
 class Store(TailEnd):
@@ -367,6 +386,13 @@ class Store(TailEnd):
     def letters(self) -> list[int]:
         """The positions of all dead letters, also of those that somebody has."""
         return self._ledger.letters()
+
+    @at_head
+    def survey(self) -> Survey:
+        """Where everything lies."""
+        positions, sizes, codes = self._ledger.copy()
+        head, tail = self._control.head()[0], self._control.tail()[0]
+        return Survey(self._words[BASE], head, tail, positions, sizes, codes)
 
     def name(self, position: int) -> str:
         """Names an item for good: see `Delivery.id`."""

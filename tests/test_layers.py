@@ -36,6 +36,8 @@ LAYERS = [
     ["_check"],
     ["_picture"],
     ["_progress"],
+    ["_map"],
+    ["_map_svg"],
     ["pool._settings"],
     ["pool._link"],
     ["pool._keeper"],
@@ -62,9 +64,10 @@ LAYERS = [
     ["integrations.engines.kombu", "integrations.engines.redis"],
     ["integrations.connect"],
     # A subcommand may import everything below, and is loaded by its name.
-    ["cli._command", "cli._framing", "cli._pipe", "cli._signals"],
-    ["cli._input", "cli._output", "cli._items"],
-    ["cli.demo", "cli.forward", "cli.get", "cli.put", "cli.stat", "cli.work"],
+    ["cli._command", "cli._framing", "cli._jobs", "cli._pipe", "cli._signals"],
+    ["cli._grammar", "cli._input", "cli._items", "cli._output", "cli._registry"],
+    ["cli.check", "cli.compact", "cli.completion", "cli.demo", "cli.forward", "cli.get", "cli.man", "cli.map", "cli.peek"],
+    ["cli.purge", "cli.put", "cli.redrive", "cli.run", "cli.stat", "cli.work"],
     ["cli"],
     ["__main__"],
 ]

@@ -1,6 +1,6 @@
 """The `durableq` command: one program, a durable pipe and what one wants to know of it.
 
-A subcommand is a module of this package and its name in `COMMANDS`; see `durableq.cli._command`. Only the module of the
+A subcommand is a module of this package and its name in `_registry.COMMANDS`; see `_command`. Only the module of the
 subcommand that was asked for is imported, so that a short `durableq put` does not pay for the others.
 
 Whatever goes wrong becomes one line on stderr, with the remedy, and an exit code of `EXIT_CODES`; never a traceback.
@@ -11,13 +11,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import errno
-import importlib
 import os
 import signal
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
+from durableq import __version__
 from durableq.cli._command import (
     DAMAGED,
     EMPTY,
@@ -31,12 +31,10 @@ from durableq.cli._command import (
     Command,
     Failure,
 )
+from durableq.cli._registry import COMMANDS, command
 from durableq.errors import DamagedError, DurableQError, Empty, Full, OptionMismatchError, ShutDown
 
 __all__ = ["COMMANDS", "EXIT_CODES", "Command", "Failure", "command", "main", "parser"]
-
-#: Every subcommand, in the order in which the help lists them. Each is `COMMAND` in the module of that name here.
-COMMANDS = ("put", "get", "work", "stat", "forward", "demo")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -69,22 +67,15 @@ def occupy_standard_streams() -> None:
                 sys.stdout = open(fd, "w", closefd=False)  # noqa: SIM115, as long as the program
 
 
-def command(name: str) -> Command:
-    """The subcommand of that name. Raises KeyError."""
-    if name not in COMMANDS:
-        raise KeyError(name)
-    found: Command = importlib.import_module(f"durableq.cli.{name}").COMMAND
-    return found
-
-
 def parser(names: Sequence[str] = COMMANDS) -> argparse.ArgumentParser:
     """The parser of the whole command line, or of that of some subcommands only."""
     top = _Parser(
         prog="durableq",
         description="Durable queues in single files: they outlive kill -9 and reboots.",
         epilog="`durableq COMMAND --help` shows examples.\n\nexit codes:\n" + _exit_codes(),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=_Formatter,
     )
+    top.add_argument("--version", action="version", version=f"durableq {__version__}")
     commands = top.add_subparsers(metavar="COMMAND", dest="command", required=True)
     for name in names:
         this = command(name)
@@ -93,11 +84,20 @@ def parser(names: Sequence[str] = COMMANDS) -> argparse.ArgumentParser:
             help=this.summary,
             description=f"{this.summary[:1].upper()}{this.summary[1:]}.\n\n{this.description}".rstrip(),
             epilog=_examples(this),
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            formatter_class=_Formatter,
         )
         this.arguments(sub)
         sub.set_defaults(run=this.run)
     return top
+
+
+class _Formatter(argparse.HelpFormatter):
+    """Fills paragraphs to the width of the terminal, and leaves indented lines, which are examples and tables, as they are."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        paragraphs = text.split("\n\n")
+        filled = [super(_Formatter, self)._fill_text(p, width, indent) if "\n " not in p else p for p in paragraphs]
+        return "\n\n".join(filled)
 
 
 class _Parser(argparse.ArgumentParser):

@@ -1,6 +1,6 @@
 """What a subcommand of `durableq` is, and what all of them share: exit codes, failures, types of arguments.
 
-A module `durableq/cli/NAME.py` has one object `COMMAND`, a `Command`, and its name stands in `durableq.cli.COMMANDS`;
+A module `durableq/cli/NAME.py` has one object `COMMAND`, a `Command`, and its name stands in `_registry.COMMANDS`;
 nothing else has to know of it: help, completion and the manual page are made from it. Such a module is imported for
 `durableq NAME` and for the help, so at its top it imports little; `run` imports what it needs when it is called.
 """

@@ -12,13 +12,15 @@ import pickle
 from typing import Any
 
 from durableq._head import Taken
+from durableq._headers import without_headers
 from durableq._leases import MAX_COUNT
-from durableq._record import TAG_BYTES, TAG_CUSTOM, TAG_JSON, TAG_PICKLE
+from durableq._progress import printable
+from durableq._record import TAG_BYTES, TAG_CUSTOM, TAG_HEADERS, TAG_JSON, TAG_PICKLE
 from durableq._store import Store
 from durableq.cli._command import Failure
 
 _SERIALIZERS = {TAG_PICKLE: "pickle", TAG_JSON: "json", TAG_BYTES: "bytes", TAG_CUSTOM: "custom"}
-PLAIN = frozenset((TAG_BYTES, TAG_JSON))
+_PLAIN = frozenset((TAG_BYTES, TAG_JSON))
 """The tags of items whose payload is what is shown."""
 
 
@@ -34,27 +36,33 @@ class Shower:
         """Each item as it is to be written."""
         if self._as_json:
             return [self._described(taken) for taken in box]
-        if {taken[3] for taken in box} <= PLAIN:
+        if {taken[3] for taken in box} <= _PLAIN:
             return [taken[5] for taken in box]
         return [self.plain(taken) for taken in box]
 
     def plain(self, taken: Taken) -> bytes:
         """The item itself."""
-        tag, payload = taken[3], taken[5]
-        if tag != TAG_PICKLE:
-            return payload
+        taken = _without_headers(taken)
+        if taken[3] != TAG_PICKLE:
+            return taken[5]
         item = self._unpickled(taken)
         return item if isinstance(item, bytes) else str(item).encode(errors="surrogateescape")
 
+    def short(self, taken: Taken) -> str:
+        """The item as a line of text, for people; what must not or cannot be shown is told instead."""
+        try:
+            item = self.plain(taken)
+        except Failure:
+            return f"(a pickle of {len(taken[5])} bytes; --unpickle shows it)"
+        try:
+            return printable(item.decode())
+        except UnicodeDecodeError:
+            return repr(item[:300])
+
     def described(self, taken: Taken) -> dict[str, Any]:
         """The item with what is known of it, as an object for JSON."""
-        position, _, count, tag, enqueued, payload = taken
-        about = {
-            "id": self._store.name(position),
-            "deliveries": count & MAX_COUNT,
-            "put": enqueued / 1e6,
-            "serializer": _SERIALIZERS.get(tag, "unknown"),
-        }
+        _, _, _, tag, _, payload = taken = _without_headers(taken)
+        about = self.about(taken)
         if tag == TAG_JSON:
             return {**about, "item": json.loads(payload)}
         if tag == TAG_PICKLE:
@@ -64,6 +72,16 @@ class Shower:
             return {**about, "item": payload.decode()}
         except UnicodeDecodeError:
             return {**about, "base64": base64.b64encode(payload).decode()}
+
+    def about(self, taken: Taken) -> dict[str, Any]:
+        """What is known of an item, without the item."""
+        position, _, count, tag, enqueued, _ = taken
+        return {
+            "id": self._store.name(position),
+            "deliveries": count & MAX_COUNT,
+            "put": enqueued / 1e6,
+            "serializer": _SERIALIZERS.get(tag & ~TAG_HEADERS, "unknown"),
+        }
 
     def _described(self, taken: Taken) -> bytes:
         return json.dumps(self.described(taken)).encode()
@@ -78,6 +96,13 @@ class Shower:
             raise Failure(
                 f"{where} cannot be unpickled ({type(error).__name__}: {error}); set PYTHONPATH to where its classes are"
             ) from error
+
+
+def _without_headers(taken: Taken) -> Taken:
+    position, index, count, tag, enqueued, payload = taken
+    if not tag & TAG_HEADERS:
+        return taken
+    return position, index, count, tag & ~TAG_HEADERS, enqueued, without_headers(payload)
 
 
 def _fits_json(item: Any) -> bool:

@@ -21,6 +21,8 @@ from durableq.cli._signals import Signals, Stopped
 from durableq.errors import Full
 
 BLOCK = 64 << 10
+_LARGE = 8 << 10
+"""Items that are so long are put one by one: there is less to gain by putting them together than a copy of them costs."""
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
@@ -87,8 +89,9 @@ class _Putter:
         done = 0
         try:
             decoded = [_json(item) for item in items] if self._options.json else items
+            together = not self._options.delay and sum(map(len, items)) < _LARGE * len(items)
             while done < len(decoded):
-                done += self._put_some(decoded[done:] if done else decoded)
+                done += self._put_some(decoded[done:] if done else decoded, together)
                 if done < len(decoded):
                     self._wait_for_room(decoded[done], done, len(decoded))
                     done += 1
@@ -97,9 +100,9 @@ class _Putter:
                 _tell(f"up to {len(items) - done} items that had been read were not put")
             raise
 
-    def _put_some(self, items: list[Any]) -> int:
+    def _put_some(self, items: list[Any], together: bool) -> int:
         """How many were put before the queue was full."""
-        if not self._options.delay:
+        if together:
             try:
                 self._queue.put_many(items, block=False)
             except Full as full:

@@ -79,9 +79,11 @@ class BrokerDirectory:
         """Bind a queue to an exchange."""
         if binding not in self.bindings(exchange):
             self._change(
-                lambda state: state["exchanges"]
-                .setdefault(exchange, {"type": "direct", "bindings": []})["bindings"]
-                .append(list(binding))
+                lambda state: (
+                    state["exchanges"]
+                    .setdefault(exchange, {"type": "direct", "bindings": []})["bindings"]
+                    .append(list(binding))
+                )
             )
 
     def unbind(self, exchange: str, binding: Binding) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from durableq import Stats
@@ -39,3 +39,24 @@ METRICS = (
 
 def _age(since: float | None) -> float:
     return 0.0 if since is None else max(0.0, time.time() - since)
+
+
+def exposition(queues: Iterable[Stats]) -> str:
+    """The metrics of these queues in Prometheus's text format, as `QueueCollector` would have them collected."""
+    stats = list(queues)
+    lines = _family("durableq_up", "gauge", "Whether the queue can be read", [(s.path, 1) for s in stats])
+    for metric in METRICS:
+        kind, suffix = ("counter", "_total") if metric.counts else ("gauge", "")
+        values = [(s.path, metric.value(s)) for s in stats]
+        lines += _family(f"durableq_{metric.name}_{metric.unit}{suffix}", kind, metric.help, values)
+    return "".join(line + "\n" for line in lines)
+
+
+def _family(name: str, kind: str, about: str, values: Iterable[tuple[str, float]]) -> list[str]:
+    escaped = about.replace("\\", r"\\").replace("\n", r"\n")
+    samples = [f'{name}{{queue="{_label(path)}"}} {float(value)}' for path, value in values]
+    return [f"# HELP {name} {escaped}", f"# TYPE {name} {kind}", *samples]
+
+
+def _label(text: str) -> str:
+    return text.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")

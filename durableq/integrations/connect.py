@@ -1,9 +1,9 @@
 """The step from one machine to many: the queue of an engine that exists, with the methods of DurableQueue.
 
-    file:///path/jobs.dq                        DurableQueue
-    redis://host:port/db/NAME   rediss:// unix://   a Redis stream with a consumer group
-    amqp://user:password@host/vhost?queue=NAME      RabbitMQ and other AMQP brokers, through kombu
-    sqs://...?queue=NAME                            any other transport of kombu; kombu+redis:// for its own Redis transport
+file:///path/jobs.dq                        DurableQueue
+redis://host:port/db/NAME   rediss:// unix://   a Redis stream with a consumer group
+amqp://user:password@host/vhost?queue=NAME      RabbitMQ and other AMQP brokers, through kombu
+sqs://...?queue=NAME                            any other transport of kombu; kombu+redis:// for its own Redis transport
 """
 
 from __future__ import annotations

@@ -229,9 +229,7 @@ class Transport(virtual.Transport):
     driver_type = driver_name = "durableq"
     can_parse_url = True
     polling_interval = 0.05
-    implements = virtual.Transport.implements.extend(
-        asynchronous=True, exchange_type=frozenset(["direct", "topic", "fanout"])
-    )
+    implements = virtual.Transport.implements.extend(asynchronous=True, exchange_type=frozenset(["direct", "topic", "fanout"]))
     connection_errors = (*virtual.Transport.connection_errors, DurableQError, OSError)
 
     def __init__(self, client: Any, **kwargs: Any) -> None:

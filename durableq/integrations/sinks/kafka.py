@@ -52,7 +52,9 @@ class KafkaSink(Sink):
         self._topic = unquote(parts.path.strip("/")) or None
         self.name = f"kafka://{parts.netloc}{parts.path}"
         if not parts.netloc or "@" in parts.netloc:
-            raise BadURLError(f"kafka://{parts.netloc.rpartition('@')[2]}: the URL is kafka://host:port,host:port/TOPIC?property=value")
+            raise BadURLError(
+                f"kafka://{parts.netloc.rpartition('@')[2]}: the URL is kafka://host:port,host:port/TOPIC?property=value"
+            )
         self._config = {
             "bootstrap.servers": parts.netloc,
             **_CONFIG,
