@@ -71,7 +71,7 @@ FILES = {
     ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): path for path in PACKAGE.rglob("*.py")
 }
 MODULES = sorted(FILES)
-COMPILED = sorted(path.stem for path in PACKAGE.glob("*.c"))
+COMPILED = ["_fast"]
 
 
 class _Running(ast.NodeTransformer):
