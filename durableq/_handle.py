@@ -24,6 +24,7 @@ from durableq import _os
 from durableq._checkpoint import mark_head, mark_open, mark_tail_synced
 from durableq._commit import Committer
 from durableq._compiled import Ends
+from durableq._fork import begin, end, leave_behind
 from durableq._leases import DEAD_CODE, MAX_COUNT, RETURNED_CODE, Ledger, owner_code
 from durableq._locks import HotLock, under_cold_lock
 from durableq._owner import Owners
@@ -116,7 +117,6 @@ class Handle(Ends):
         self._forked = False
         self._guard = threading.Lock()
         self._open(create)
-        _open_handles[id(self)] = self
 
     # -- opening and closing -------------------------------------------------------------------------------------------
 
@@ -141,13 +141,18 @@ class Handle(Ends):
                     self._recover()
                 self._join_owners(control_fd)
                 self._opened = True
+                self._forked = self._unfit = False
+                _open_handles[id(self)] = self
             except BaseException:
                 os.close(mapped_fd)
                 raise
         except BaseException:
-            spool.close()
-            if control_fd >= 0:
-                os.close(control_fd)
+            # By calls of the system alone: an interrupt that follows the first one may end either, but not before it is done.
+            try:
+                if control_fd >= 0:
+                    os.close(control_fd)
+            finally:
+                os.close(spool.fd)
             raise
 
     def _open_control(self) -> int:
@@ -246,6 +251,7 @@ class Handle(Ends):
     @at_head
     def _claim(self) -> None:
         self._owners.claim(self._ledger)
+        self._owners.reap(self._ledger)  # also for the syncs that they owe: nobody else may be there to pay them
         self._retire()
         if self._owners.alone():
             self._words[SHUTDOWN] = 0
@@ -316,11 +322,13 @@ class Handle(Ends):
         if self.__dict__.get("_opened") and self._control_fd >= 0 and not self._forked:
             self._bar(ClosedError(f"{self.path}: the queue is closed; open it again to go on"))
             files, self._control_fd = (self._ledger, self._spool, self._mapped_fd, self._control_fd), -1
+            closing = begin(self.path)
             if self._committer.idle():
                 _close_files(*files)
+                end(closing)
             else:
                 with suppress(RuntimeError):  # the interpreter is on its way out, and has synced at its exit
-                    threading.Thread(target=_sync_and_close, args=(self._committer, *files), daemon=True).start()
+                    threading.Thread(target=_sync_and_close, args=(self._committer, closing, *files), daemon=True).start()
 
     def _let_go(self) -> None:
         if self._fast_unbind is not None:
@@ -355,7 +363,6 @@ class Handle(Ends):
             with self._guard:
                 if self._forked:
                     self._open(False)
-                    self._forked = self._unfit = False
 
     def _look_around(self) -> bool:
         """Now and then: is the path still ours, did a holder of lent items die? Whether something was returned."""
@@ -409,7 +416,7 @@ class Handle(Ends):
         The descriptors share the parent's open file descriptions: they exclude nobody from anybody, and as long as they
         are open here, the parent's death would not free its locks.
         """
-        if not self.closed and not self._forked:
+        if self._control_fd >= 0 and not self._forked:
             for fd in (self._spool.fd, self._control_fd, self._mapped_fd):
                 os.close(fd)
             self._spool.fd = -1
@@ -489,11 +496,12 @@ def _close_files(ledger: Ledger, spool: Spool, *descriptors: int) -> None:
     spool.close()
 
 
-def _sync_and_close(committer: Committer, ledger: Ledger, spool: Spool, *descriptors: int) -> None:
+def _sync_and_close(committer: Committer, closing: object, ledger: Ledger, spool: Spool, *descriptors: int) -> None:
     committer.close()
     with suppress(OSError):
         _os.fdatasync(spool.fd)
     _close_files(ledger, spool, *descriptors)
+    end(closing)
 
 
 _exit_registered_by = 0
@@ -519,6 +527,7 @@ def _close_all() -> None:
 def _after_fork_in_child() -> None:
     for handle in list(_open_handles.values()):
         handle._after_fork()
+    leave_behind()
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -49,6 +49,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from durableq import _os
+from durableq._fork import at_work
 from durableq._state import BUSY, NAMESPACE, Control
 from durableq.errors import DamagedError
 
@@ -149,6 +150,10 @@ class HotLock:
 
 def under_cold_lock(path: str, work: Callable[[], T]) -> T:
     """Do `work` under the lock for create, open, recover, repair, compact and close of the queue at `path`."""
+    return at_work(path, lambda: _locked_cold(path, work))
+
+
+def _locked_cold(path: str, work: Callable[[], T]) -> T:
     import filelock  # where it is used: the hot path never does, and it brings asyncio with it
 
     # It tells the root logger of every lock. A program that logs through a queue of ours would log about its own logging.

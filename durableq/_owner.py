@@ -1,10 +1,10 @@
 """Owner slots: who has the queue open, known by a kernel lock that vanishes with its holder.
 
-Every handle holds the lock of one byte of the control file for as long as it lives. That it can be taken proves its
-holder gone: no heartbeat, no guess about pids. What a slot records beside it (pid) is for people and for `task_done`.
+Every handle holds the lock of one byte of the control file for as long as it lives. That it is free proves its holder
+gone: no heartbeat, no guess about pids. What a slot records beside it (pid) is for people and for `task_done`.
 
 The lock belongs to the open file description, so two things must not keep a dead holder's lock alive: a forked child
-closes the descriptors it inherited at once (`Store.after_fork`), and the control words are mapped through a descriptor of
+closes the descriptors it inherited at once (`Handle._after_fork`, `_fork`), and the control words are mapped through a descriptor of
 their own, because a mapping, which children inherit, holds on to its open file description as a descriptor does.
 """
 
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import secrets
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from durableq import _os
@@ -95,19 +96,15 @@ class Owners:
 
     def reap(self, ledger: Ledger) -> int:
         """Return what the dead held; how many items. Only slots that may hold something or are counted as sleepers."""
-        returned = 0
-        for slot in self._others():
-            if self._matters(slot):
-                try:
-                    if self._is_dead(slot):
-                        returned += self._bury(slot, ledger)
-                finally:  # also when interrupted: as long as we have its lock it counts as alive
-                    _os.unlock_byte(self._fd, _byte(slot))
-        return returned
+        return sum(self._bury(slot, ledger) for slot in self._missed())
 
     def someone_died(self) -> bool:
         """Whether somebody is gone who had lent items, owed a sync, or is counted as a sleeper; cheap, and needs no lock."""
-        return any(self._matters(slot) and not _os.byte_is_locked(self._fd, _byte(slot)) for slot in self._others())
+        return any(True for _ in self._missed())
+
+    def _missed(self) -> Iterator[int]:
+        # Their locks are looked at and not taken: an interrupt might keep them, and then they would count as alive.
+        return (slot for slot in self._others() if self._matters(slot) and not _os.byte_is_locked(self._fd, _byte(slot)))
 
     def alone(self) -> bool:
         """Whether no other live handle has the queue open."""
@@ -152,9 +149,6 @@ class Owners:
     def _matters(self, slot: int) -> bool:
         word = owner_word(slot)
         return any(self._words[word + OWNER_LENT : word + OWNER_JOIN + 1]) or bool(self._words[word + OWNER_DIRTY])
-
-    def _is_dead(self, slot: int) -> bool:
-        return _os.try_lock_byte(self._fd, _byte(slot))
 
     def _bury(self, slot: int, ledger: Ledger) -> int:
         returned = ledger.give_back(slot)
