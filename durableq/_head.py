@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from time import monotonic
 
 from durableq import _os
@@ -115,11 +116,12 @@ class HeadEnd(Handle):
                 if words[SHUTDOWN]:
                     raise ShutDown
                 return False
-        except BaseException:
+        except BaseException as exc:
             words[H_STATE] |= BUSY
             if box:
                 self._sort_out(box, READY_BYTE)
-            raise
+            if not box or not isinstance(exc, OSError):  # else the next call says so: what was taken cannot be given back now
+                raise self._spool.named(exc, "no item was taken") from exc.__cause__
         finally:
             if not code or self._head.plain():
                 _mutex_unlock(self._head.address)
@@ -136,7 +138,7 @@ class HeadEnd(Handle):
     def _sort_out(self, box: list[Taken], state: bytes) -> None:
         """Interrupted, and still under the lock: keep in the box what was taken, undo what was not; others may take it next."""
         head = self._control.head()[0]
-        kept = []
+        kept, others = [], []
         for taken in box:
             position, index = taken[:2]
             i = self._ledger.find(position, max(index, 0)) if position < head else -1
@@ -144,10 +146,13 @@ class HeadEnd(Handle):
                 if i >= 0 and self._ledger.owner[i] & ~DEAD_LENT == self._own_code:
                     kept.append(taken)
             elif i >= 0 or position >= head:
-                self._write_state(position, state)  # it may be marked, but it has its place in the queue
+                others.append(position)
             else:
                 kept.append(taken)
         box[:] = kept
+        for position in others:  # it may be marked, but it has its place in the queue
+            with suppress(OSError):  # a disk that refuses this has refused the mark
+                self._write_state(position, state)
 
     def _take_fresh(self, box: list[Taken], limit: int, done: bool, reserved: int) -> bool:
         """Take what follows at the head; False if there is nothing, True if it is worth another look."""

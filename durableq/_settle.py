@@ -45,9 +45,9 @@ class Settler(HeadEnd):
             if i < 0:
                 return False
             self._finish(i, position)
-        except BaseException:
+        except BaseException as exc:
             words[H_STATE] |= BUSY
-            raise
+            raise self._spool.named(exc, "the item is not done and stays lent") from exc.__cause__
         finally:
             if not code or lock.plain():
                 _mutex_unlock(lock.address)
@@ -57,8 +57,11 @@ class Settler(HeadEnd):
     def ack_oldest(self) -> bool:
         """Make the oldest item done that was lent by `get` to this process, else to anybody; False if there is none."""
         self._check()
-        if not self._ack_oldest_locked():
-            return False
+        try:
+            if not self._ack_oldest_locked():
+                return False
+        except OSError as exc:
+            raise self._spool.named(exc, "the item is not done and stays lent") from exc
         self._is_done()
         return True
 
