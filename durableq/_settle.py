@@ -162,6 +162,8 @@ class Settler(HeadEnd):
 
         `dead_letter`: put it with the dead letters instead (it cannot be decoded).
         """
+        if not box:  # the disk may be so sick that even a look fails, and its error hides the one that we come from
+            return
         self._check()
         for _, _, _, tag, enqueued, payload in self._untake_locked(box, dead_letter):
             self._append_again(encode_body(payload, tag, enqueued, self._salt))

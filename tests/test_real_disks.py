@@ -252,7 +252,7 @@ with open(folder + "/rest", "wb", buffering=0) as rest:
             pass
 os.sync()
 for _ in range(3):
-    for call in (held[0].ack, g.get_nowait, lambda: g.get_many(3, False), q.task_done):
+    for call in (held[0].ack, g.get_nowait, lambda: g.get_many(3, False)):
         refused(call) or say("took")
 left = q.stats()
 os.unlink(folder + "/rest")
