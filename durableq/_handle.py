@@ -32,6 +32,7 @@ from durableq._reclaim import Reclaimer
 from durableq._record import DEAD as STATE_DEAD
 from durableq._record import DONE, STATE_OFFSET, TAG_PAD, settle_state
 from durableq._recovery import Reader, rebuild, still_fits
+from durableq._runs import RunLedger
 from durableq._spool import USERS_BYTE, Options, Spool, check_place
 from durableq._state import (
     BASE,
@@ -136,7 +137,7 @@ class Handle(Ends):
                 self._control = control = Control(mapped_fd)
                 self._mapped_fd = mapped_fd
                 self._words = control.words
-                self._ledger = Ledger(control, mapped_fd)
+                self._ledger = RunLedger(control, mapped_fd)
                 if not control.words[EPOCH]:
                     self._recover()
                 self._join_owners(control_fd)
@@ -363,6 +364,11 @@ class Handle(Ends):
             with self._guard:
                 if self._forked:
                     self._open(False)
+
+    def look_if_due(self) -> None:
+        """Before many items are put or taken in one compiled call: it would leave all of them to its twin for a look."""
+        if time.monotonic() > self._look_at and not self._unfit:
+            self._look_around()
 
     def _look_around(self) -> bool:
         """Now and then: is the path still ours, did a holder of lent items die? Whether something was returned."""

@@ -82,6 +82,8 @@ class HeadEnd(Handle):
         box then holds what was taken all the same, for `untake`.
         Raises ShutDown, and OSError from the disk.
         """
+        if limit > 1:
+            self.look_if_due()
         if self._fast_take is not None and (did := self._fast_take(box, limit, done, reserved, False)):
             if did > 1:
                 self.told(done, len(box))
@@ -237,7 +239,7 @@ class HeadEnd(Handle):
         if done and len(offsets) == 1:
             _os.pwrite(self._fd, DONE_BYTE, words[H_POS + flip] - self._head_base + STATE_OFFSET)
         elif done:
-            self._mark_done(buffer, first, at, offsets)
+            self._mark_done(buffer, self._buffer_at, first, at, offsets)
         words[H_POS + (flip ^ 1)] = position
         words[H_COMMIT] = commit + 2 * len(offsets) ^ 1  # this store takes them
         if milestone:
@@ -274,9 +276,9 @@ class HeadEnd(Handle):
         self._words[self._lent_word] = 1
         return ledger.append(position, size, count, until, self._own_code)
 
-    def _mark_done(self, buffer: bytes, first: int, end: int, offsets: list[int]) -> None:
-        """Write the done marks of records that lie side by side in the buffer; before the head passes them."""
-        place = self._buffer_at - self._head_base
+    def _mark_done(self, buffer: bytes, position: int, first: int, end: int, offsets: list[int]) -> None:
+        """Write the done marks of records that lie side by side in a buffer that begins at `position`."""
+        place = position - self._head_base
         if end - first <= len(offsets) << 10:
             # One write of all their bytes is cheaper than many of one byte; nothing but the marks changes.
             piece = bytearray(buffer[first:end])

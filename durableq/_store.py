@@ -322,26 +322,29 @@ class Store(TailEnd):
         self._spool.store_options(replace(self._spool.options, maxsize=value))
         self._words[MAXSIZE] = value
 
-    def peek(self, n: int, code: int = RETURNED_CODE) -> list[Taken]:
-        """The first `n` items that would be taken next, without taking them; `code`: DEAD_CODE for dead letters."""
+    def peek(self, n: int, code: int = RETURNED_CODE, after: int = -1) -> list[Taken]:
+        """The first `n` items that would be taken next, without taking them; `code`: DEAD_CODE for dead letters.
+
+        `after`: of those behind this position, which is that of the last one seen.
+        """
         self._check()
         self._bury_dead()
         found: list[Taken] = []
-        self._peek_locked(n, code, found)
+        self._peek_locked(n, code, after, found)
         return found
 
     @at_head
-    def _peek_locked(self, n: int, code: int, found: list[Taken]) -> None:
+    def _peek_locked(self, n: int, code: int, after: int, found: list[Taken]) -> None:
         reader = Reader(self._fd, self._salt, self._head_base)
-        i = self._ledger.search(code)
+        i = self._ledger.search(code, self._ledger.first_behind(after))
         while i >= 0 and len(found) < n:
             self._show(reader, reader.header(self._ledger.position[i]), self._ledger.count[i], found)
             i = self._ledger.search(code, i + 1)
         now = time.time_ns() // 1_000_000
         tail = self._control.tail()[0]
         if code == RETURNED_CODE and len(found) < n:
-            for header in reader.walk(self._control.head()[0], tail):
-                if header.state == READY and decode_due(header.due) <= now:
+            for header in reader.walk(max(self._control.head()[0], after), tail):
+                if header.state == READY and decode_due(header.due) <= now and header.position > after:
                     self._show(reader, header, header.deliveries, found)
                     if len(found) == n:
                         break

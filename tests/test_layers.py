@@ -18,7 +18,7 @@ LAYERS = [
     ["_spool"],
     ["_checkpoint"],
     ["_fork", "_leases"],
-    ["_locks"],
+    ["_locks", "_runs"],
     ["_owner", "_wakeup", "_commit", "_scan"],
     ["_reclaim", "_recovery"],
     ["_fast"],
@@ -62,8 +62,9 @@ LAYERS = [
     ["integrations.engines.kombu", "integrations.engines.redis"],
     ["integrations.connect"],
     # A subcommand may import everything below, and is loaded by its name.
-    ["cli._command"],
-    ["cli.demo", "cli.forward", "cli.stat", "cli.work"],
+    ["cli._command", "cli._framing", "cli._pipe", "cli._signals"],
+    ["cli._input", "cli._output", "cli._items"],
+    ["cli.demo", "cli.forward", "cli.get", "cli.put", "cli.stat", "cli.work"],
     ["cli"],
     ["__main__"],
 ]

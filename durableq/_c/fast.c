@@ -128,7 +128,11 @@ PyMODINIT_FUNC PyInit__fast(void)
     crc32_prepare();
     if (pthread_atfork(NULL, NULL, count_fork))
         return PyErr_NoMemory();
-    done_fd = memfd_create("durableq-done", MFD_CLOEXEC);
+    int fd = memfd_create("durableq-done", MFD_CLOEXEC);
+    if (fd >= 0) { /* never as 0, 1 or 2, where these are closed: what a program prints would go there */
+        done_fd = fcntl(fd, F_DUPFD_CLOEXEC, 3);
+        close(fd);
+    }
     if (done_fd >= 0 && pwrite(done_fd, &done, 1, 0) != 1) {
         close(done_fd);
         done_fd = -1;
