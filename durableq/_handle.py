@@ -124,7 +124,7 @@ class Handle(Ends):
     def _open(self, create_file: bool) -> None:
         check_place(self.path)  # before the lock file: nothing is created where the queue is refused
         self._opened = False
-        under_cold_lock(self.path, lambda: self._open_locked(create_file))
+        under_cold_lock(self.path, lambda: self._open_locked(create_file), self._mode)
 
     def _open_locked(self, create_file: bool) -> None:
         self._spool = spool = Spool.open(self.path, self._wanted, self._mode, create=create_file, runs_code=self._runs_code)
@@ -175,7 +175,7 @@ class Handle(Ends):
                 )
             try:
                 # With nobody else here, an old file is used again: on a full disk there may be no room for a new one.
-                fd = create(path, self._mode) if fd < 0 else reuse(fd)
+                fd = create(path, os.fstat(spool.fd).st_mode & 0o666) if fd < 0 else reuse(fd)
                 _os.pwrite_all(fd, expected, 0)
             except OSError as exc:
                 if fd >= 0:

@@ -199,6 +199,7 @@ def create(path: str, mode: int) -> int:
     with suppress(FileNotFoundError):
         os.unlink(temporary)  # left by a process of the same pid that was killed right here
     fd = os.open(temporary, flags, mode)
+    os.fchmod(fd, mode)  # whatever the umask says, as for the spool
     try:
         _os.disable_copy_on_write(fd)
         _os.allocate(fd, 0, LEDGER_OFFSET)
