@@ -84,6 +84,7 @@ typedef struct {
     size_t capacity, buffered, last_size, last_length;
     uint64_t buffer_at, tail_seen;
     uint64_t shift; /* how far the last rebuild of the ledger moved its entries, most likely */
+    int returning; /* the buffer was filled to take what was given back */
     int streaming; /* below zero: so many times more it is taken for a dialogue */
     /* where done marks are written: MARKED bytes of the spool from marks_at on */
     uint8_t *marks;

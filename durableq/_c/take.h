@@ -149,6 +149,9 @@ static Py_ssize_t take_returned(Ends *self, PyObject *box, long limit, int done,
         return 0;
     Py_ssize_t count = 0;
     uint64_t entry = ledger.meta[LEDGER_HINT], end = ledger.meta[LEDGER_END];
+    if (!self->returning)
+        self->buffered = 0; /* what was read before it was lent may have changed since */
+    self->returning = 1;
     for (; count < limit && words[RETURNED]; count++) {
         uint64_t look = entry + (1 << 12); /* Python searches faster */
         while (entry < end && entry < look && ledger.owner[entry] != RETURNED_CODE)
@@ -208,6 +211,7 @@ again:
             return taken ? answer(self, words[PUT_WAITERS] || words[JOIN_WAITERS]) : PyLong_FromLong(LEFT);
         }
     }
+    self->returning = 0;
     uint64_t first = words[H_POS + (words[H_COMMIT] & 1)], end;
     if (first >= self->tail_seen) {
         uint64_t seen;
