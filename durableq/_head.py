@@ -335,6 +335,7 @@ class HeadEnd(Handle):
                 self._odd_reader = None
                 return
             self._ledger.append(position, header.size, header.deliveries, due, DELAYED_CODE)
+            self._words[H_STATE] |= SPECIAL  # or nobody would look for it when its time comes
         self._control.set_head(end, sequence + 1)
 
     def _take_returned(self, box: list[Taken], limit: int, done: bool, reserved: int) -> None:

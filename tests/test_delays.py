@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 
 import pytest
-from processes import PATIENCE
+from processes import PATIENCE, until
 
-from durableq import Empty
+from durableq import DurableQueue, Empty
+from durableq._handle import Handle
 
 
 def test_a_delayed_item_is_not_delivered_before_its_time(q):
@@ -98,3 +99,18 @@ def test_a_nacked_delay_survives_a_reopening(q, open_queue):
     with pytest.raises(Empty):
         again.get_nowait()
     assert again.qsize() == 1
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_who_only_polls_gets_a_delayed_item_when_its_time_has_come(path, monkeypatch, compiled):
+    monkeypatch.setattr(Handle, "compiled", compiled)
+    with DurableQueue(path) as q:
+        q.put("x", delay=0.05)
+
+        def got():
+            try:
+                return q.get_nowait()
+            except Empty:
+                return None
+
+        until(got)
