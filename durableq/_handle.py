@@ -231,7 +231,7 @@ class Handle(Ends):
             weakref.WeakMethod(self._poison),
         )
         self._bind()
-        self._pay_syncs()
+        self._owners.pay_syncs(self._committer.sync_now)
         _os.advise_stream(self._spool.fd)
         _close_at_exit()
 
@@ -242,11 +242,6 @@ class Handle(Ends):
             options = self._spool.options
             plain = (not options.lease_ms, not options.lease_ms and not options.max_deliveries)
             self._fast_bind(self._control.map, self._fd, self._salt, dirty, self._lent_word, self._own_code, *plain)
-
-    def _pay_syncs(self) -> None:
-        if self._owners.owes_sync:
-            self._owners.owes_sync = False
-            self._committer.sync_now()
 
     @at_tail
     @at_head
@@ -385,12 +380,10 @@ class Handle(Ends):
         died = self._owners.someone_died()
         now = time.monotonic()
         self._look_at = now + max(_LOOK, 50 * (now - began))
-        if not died:
-            return False
-        returned = self._reap()
-        self._pay_syncs()
+        returned = self._reap() if died else 0
         if returned and self._words[GET_WAITERS]:
             self._wakeup.wake(GET, returned)
+        self._owners.pay_syncs(self._committer.sync_now)
         return returned > 0
 
     def _check_barred(self) -> None:

@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from durableq import _os
 from durableq._leases import Ledger, owner_code
 from durableq._state import (
+    DIRTY,
+    DIRTY_FOR_ANOTHER,
     GET_WAITERS,
     JOIN_WAITERS,
     NAMESPACE,
@@ -89,8 +91,9 @@ class Owners:
 
     def release(self, ledger: Ledger) -> int:
         """Give back all that this handle holds, and its slot; how many items went back."""
+        self._words[owner_word(self.slot) + OWNER_DIRTY] = 0
+        returned = self._bury(self.slot, ledger)
         slot, self.slot = self.slot, -1
-        returned = self._bury(slot, ledger)
         _os.unlock_byte(self._fd, _byte(slot))
         return returned
 
@@ -101,6 +104,20 @@ class Owners:
     def someone_died(self) -> bool:
         """Whether somebody is gone who had lent items, owed a sync, or is counted as a sleeper; cheap, and needs no lock."""
         return any(True for _ in self._missed())
+
+    def pay_syncs(self, sync: Callable[[], None]) -> None:
+        """Sync for those buried here who had written what they had not synced yet. Needs no lock."""
+        if not self.owes_sync:
+            return
+        self.owes_sync = False  # before: who is buried meanwhile may have written what this one misses
+        try:
+            sync()
+        except BaseException:
+            self.owes_sync = True
+            raise
+        own = owner_word(self.slot) + OWNER_DIRTY
+        if self._words[own] == DIRTY_FOR_ANOTHER and not self.owes_sync:
+            self._words[own] = 0
 
     def _missed(self) -> Iterator[int]:
         # Their locks are looked at and not taken: an interrupt might keep them, and then they would count as alive.
@@ -155,8 +172,13 @@ class Owners:
         word = owner_word(slot)
         self._words[word + OWNER_LENT] = 0
         if self._words[word + OWNER_DIRTY]:
-            self.owes_sync = slot != self.slot
-            self._words[word + OWNER_DIRTY] = 0
+            # First it is our debt, and only then no longer theirs: if we are killed before it is paid, who buries us pays it.
+            own = (word if self.slot < 0 else owner_word(self.slot)) + OWNER_DIRTY
+            self.owes_sync = True
+            if self.slot < 0 or self._words[own] != DIRTY:
+                self._words[own] = DIRTY_FOR_ANOTHER
+            if own != word + OWNER_DIRTY:
+                self._words[word + OWNER_DIRTY] = 0
         if any(self._words[word + OWNER_GET : word + OWNER_JOIN + 1]):
             for offset in (OWNER_GET, OWNER_PUT, OWNER_JOIN):
                 self._words[word + offset] = 0
