@@ -334,6 +334,7 @@ class HeadEnd(Handle):
                 self._write_state(position, bytes([READY]))  # one of its bits may have flipped
                 self._odd_reader = None
                 return
+            self._words[H_STATE] |= SPECIAL  # who comes next has to look at what is due
             self._ledger.append(position, header.size, header.deliveries, due, DELAYED_CODE)
             self._words[H_STATE] |= SPECIAL  # or nobody would look for it when its time comes
         self._control.set_head(end, sequence + 1)

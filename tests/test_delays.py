@@ -114,3 +114,18 @@ def test_who_only_polls_gets_a_delayed_item_when_its_time_has_come(path, monkeyp
                 return None
 
         until(got)
+
+
+def test_a_delayed_item_that_a_get_passed_by_is_delivered_when_it_is_due(q):
+    for _ in range(2):
+        q.put("warm")
+        q.get()
+        q.task_done()
+    q.put("a")
+    q.put("delayed", delay=0.05)
+    due = time.time() + 0.06
+    q.put_many("bc")
+    assert q.get_many(2) == ["a", "b"]
+    q._store._look_at = float("inf")
+    until(lambda: time.time() > due)
+    assert q.get_many(2, block=False) == ["delayed", "c"]
