@@ -48,11 +48,12 @@ class KafkaCluster:
 
     def messages(self, topic: str, at_least: int = 0) -> list[object]:
         """What the topic holds, as a consumer of its own sees it."""
-        from confluent_kafka import OFFSET_BEGINNING, Consumer, TopicPartition
+        from confluent_kafka import Consumer, TopicPartition
 
-        consumer = Consumer({"bootstrap.servers": f"127.0.0.1:{self.port}", "group.id": "tests", "enable.partition.eof": True})
+        servers = {"bootstrap.servers": f"127.0.0.1:{self.port}", "group.id": "tests"}
+        consumer = Consumer({**servers, "enable.partition.eof": True, "enable.auto.commit": False, "fetch.wait.max.ms": 10})
         try:
-            consumer.assign([TopicPartition(topic, 0, OFFSET_BEGINNING)])
+            consumer.assign([TopicPartition(topic, 0, 0)])
             return list(_until_the_end(consumer, at_least))
         finally:
             consumer.close()
