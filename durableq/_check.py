@@ -310,19 +310,23 @@ def _back_up(path: str, fd: int) -> str:
     else:
         raise FileExistsError(errno.EEXIST, "a thousand backups are there already; move them away", path)
     try:
-        size = os.fstat(fd).st_size
-        os.ftruncate(copy, size)
-        offset = 0
-        while offset < size:
-            data = os.pread(fd, 1 << 20, offset)
-            if data.strip(b"\0"):
-                _os.pwrite_all(copy, data, offset)
-            offset += len(data) or size
+        _copy(fd, copy)
         os.fsync(copy)
     finally:
         os.close(copy)
     _os.sync_directory(path)
     return name
+
+
+def _copy(fd: int, copy: int) -> None:
+    size = os.fstat(fd).st_size
+    os.ftruncate(copy, size)
+    offset = 0
+    while offset < size:
+        data = os.pread(fd, 1 << 20, offset)
+        if data.strip(b"\0"):
+            _os.pwrite_all(copy, data, offset)
+        offset += len(data) or size
 
 
 def _salt_of_records(fd: int, size: int) -> int | None:

@@ -130,8 +130,9 @@ class Committer:
     def _start(self) -> None:
         with self._guard:
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="durableq-sync", daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._run, name="durableq-sync", daemon=True)
+                thread.start()  # may fail; nobody can join it then
+                self._thread = thread
 
     def _run(self) -> None:
         assert self._sync

@@ -1,4 +1,4 @@
-"""The compiled hot path (`_fast.c`), if it was built here and fits this package; else nothing, and Python does all of it.
+"""The compiled hot path (`_c/fast.c`), if it was built here and fits this package; else nothing, and Python does all of it.
 
 `Ends` is the base of `Handle`. The attributes by which a handle tells at a glance that all is usual live in it, so that the
 compiled calls and their twins in Python look at the same ones. `DURABLEQ_PURE=1` keeps it out, to compare the two.
@@ -20,12 +20,13 @@ from durableq._reclaim import BATCH, REWIND
 def _layout() -> tuple[int, ...]:
     """What the compiled code takes for granted, in the order of its LAYOUT: one built from another version must not run."""
     return (
-        *(state.MAXSIZE, state.T_COMMIT, state.T_POS, state.T_MARK, state.T_STATE, state.T_ROOM),
+        *(state.SHUTDOWN, state.MAXSIZE, state.T_COMMIT, state.T_POS, state.T_MARK, state.T_STATE, state.T_ROOM),
         *(state.H_COMMIT, state.H_POS, state.H_STATE, state.H_LIMIT, state.H_NEXT, state.LIVE, state.LIVE_BYTES),
-        *(state.RETURNED, state.DELAYED, state.REGION, state.UNPUNCHED, state.GET_WAITERS, state.GET_WORD, state.PUT_WAITERS),
-        *(state.JOIN_WAITERS, state.TAIL_MUTEX, state.HEAD_MUTEX, state.BUSY),
+        *(state.RETURNED, state.DELAYED, state.NEXT_DUE, state.REGION, state.UNPUNCHED, state.GET_WAITERS),
+        *(state.GET_WORD, state.PUT_WAITERS, state.JOIN_WAITERS, state.TAIL_MUTEX, state.HEAD_MUTEX, state.BUSY, state.SPECIAL),
         *(record.HEADER_SIZE, record.HEAD_SIZE, record.STATE_OFFSET, record.READY, record.DONE),
-        *(leases.MIN_LOG2, leases.CHUNK_LOG2, leases.END, leases.FIRST, BATCH, REWIND, _os.BLOCK),
+        *(leases.MIN_LOG2, leases.CHUNK_LOG2, leases.END, leases.HINT, leases.FIRST),
+        *(leases.RETURNED_CODE, leases.MAX_COUNT, BATCH, REWIND, _os.BLOCK),
         record.MAGIC,
     )
 

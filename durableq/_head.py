@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from time import monotonic
 
 from durableq import _os
@@ -10,7 +11,7 @@ from durableq._checkpoint import DISTANCE, mark_head
 from durableq._compiled import crc32
 from durableq._handle import Handle, at_head
 from durableq._leases import DEAD_CODE, DEAD_LENT, DELAYED_CODE, MAX_COUNT
-from durableq._locks import UNKNOWN
+from durableq._locks import NOBODYS, TAKEN, UNKNOWN
 from durableq._reclaim import BATCH, REWIND
 from durableq._record import DEAD as STATE_DEAD
 from durableq._record import (
@@ -41,6 +42,7 @@ from durableq._state import (
     H_STATE,
     JOIN_WAITERS,
     LIVE,
+    NAMESPACE,
     NEVER,
     NEXT_DUE,
     PUT_WAITERS,
@@ -54,7 +56,7 @@ from durableq._state import (
 from durableq._wakeup import EVERYBODY, GET, JOIN, PUT
 from durableq.errors import ShutDown
 
-_mutex_try, _mutex_unlock = _os.mutex_try, _os.mutex_unlock
+_mutex_try, _mutex_mend, _mutex_unlock = _os.mutex_try, _os.mutex_mend, _os.mutex_unlock
 _ROUND = HEADER_SIZE + 7  # what `record_size` adds to a length before it rounds down
 READY_BYTE = bytes([READY])
 WINDOW = 64 << 10
@@ -80,33 +82,38 @@ class HeadEnd(Handle):
         box then holds what was taken all the same, for `untake`.
         Raises ShutDown, and OSError from the disk.
         """
+        if limit > 1:
+            self.look_if_due()
         if self._fast_take is not None and (did := self._fast_take(box, limit, done, reserved, False)):
-            while len(box) < limit and (more := self._fast_take(box, limit - len(box), done, reserved, False)):
-                did |= more
             if did > 1:
                 self.told(done, len(box))
             if len(box) == limit or not self.may_take():
                 return True
+            # Something unusual is next.
         if self._unfit:
+            if box:
+                return True
             self._check()
         if monotonic() > self._look_at:
             self._look_around()
         words = self._words
         begun = len(box)
-        code = UNKNOWN
+        lock = self._head
+        at, code = lock.address, UNKNOWN
         try:
-            code = _mutex_try(self._head.address)
+            code = _mutex_try(at)
             if code:
-                code = self._head.wait(code)
+                code = lock.wait(code)
             usual = words[H_STATE] == self._calm
             if not usual:
+                if box:  # what has come about meanwhile is for the next call
+                    return True
                 self._see_head()
                 if words[SHUTDOWN] > 1:
                     raise ShutDown
                 if words[RETURNED] or words[NEXT_DUE] != NEVER:
                     self._take_returned(box, limit, done, reserved)
-            while len(box) < limit and self._take_fresh(box, limit, done, reserved):
-                pass
+            self._fill(box, limit, done, reserved)
             if not usual:
                 self._leave_head()
             if not box:
@@ -115,14 +122,22 @@ class HeadEnd(Handle):
                 return False
             if done:
                 self._handed_out += len(box) - begun
-        except BaseException:
+        except BaseException as exc:
             words[H_STATE] |= BUSY
-            if box:
+            _mutex_mend(at)
+            if code not in TAKEN and words[NAMESPACE] != lock.namespace:
+                at = NOBODYS
+            try:
                 self._sort_out(box, READY_BYTE)
-            raise
+            except BaseException:  # interrupted once more, in the very act
+                self._sort_out(box, READY_BYTE)
+                raise
+            if not box or not isinstance(exc, OSError):  # else the next call says so: what was taken cannot be given back now
+                raise self._spool.named(exc, "no item was taken") from exc.__cause__
+            if done:
+                self._handed_out += len(box) - begun
         finally:
-            if not code or self._head.plain():
-                _mutex_unlock(self._head.address)
+            _mutex_unlock(at)
         self.told(done, len(box))
         return True
 
@@ -142,8 +157,10 @@ class HeadEnd(Handle):
 
     def _sort_out(self, box: list[Taken], state: bytes) -> None:
         """Interrupted, and still under the lock: keep in the box what was taken, undo what was not; others may take it next."""
+        if not box:
+            return
         head = self._control.head()[0]
-        kept = []
+        kept, others = [], []
         for taken in box:
             position, index = taken[:2]
             i = self._ledger.find(position, max(index, 0)) if position < head else -1
@@ -151,10 +168,17 @@ class HeadEnd(Handle):
                 if i >= 0 and self._ledger.owner[i] & ~DEAD_LENT == self._own_code:
                     kept.append(taken)
             elif i >= 0 or position >= head:
-                self._write_state(position, state)  # it may be marked, but it has its place in the queue
+                others.append(position)
             else:
                 kept.append(taken)
         box[:] = kept
+        for position in others:  # it may be marked, but it has its place in the queue
+            with suppress(OSError):  # a disk that refuses this has refused the mark
+                self._write_state(position, state)
+
+    def _fill(self, box: list[Taken], limit: int, done: bool, reserved: int) -> None:
+        while len(box) < limit and self._take_fresh(box, limit, done, reserved):
+            pass
 
     def _take_fresh(self, box: list[Taken], limit: int, done: bool, reserved: int) -> bool:
         """Take what follows at the head; False if there is nothing, True if it is worth another look."""
@@ -215,7 +239,7 @@ class HeadEnd(Handle):
         if done and len(offsets) == 1:
             _os.pwrite(self._fd, DONE_BYTE, words[H_POS + flip] - self._head_base + STATE_OFFSET)
         elif done:
-            self._mark_done(buffer, first, at, offsets)
+            self._mark_done(buffer, self._buffer_at, first, at, offsets)
         words[H_POS + (flip ^ 1)] = position
         words[H_COMMIT] = commit + 2 * len(offsets) ^ 1  # this store takes them
         if milestone:
@@ -252,9 +276,9 @@ class HeadEnd(Handle):
         self._words[self._lent_word] = 1
         return ledger.append(position, size, count, until, self._own_code)
 
-    def _mark_done(self, buffer: bytes, first: int, end: int, offsets: list[int]) -> None:
-        """Write the done marks of records that lie side by side in the buffer; before the head passes them."""
-        place = self._buffer_at - self._head_base
+    def _mark_done(self, buffer: bytes, position: int, first: int, end: int, offsets: list[int]) -> None:
+        """Write the done marks of records that lie side by side in a buffer that begins at `position`."""
+        place = position - self._head_base
         if end - first <= len(offsets) << 10:
             # One write of all their bytes is cheaper than many of one byte; nothing but the marks changes.
             piece = bytearray(buffer[first:end])
@@ -339,15 +363,18 @@ class HeadEnd(Handle):
     @at_head
     def _take_letters(self, box: list[Taken], limit: int, done: bool, reserved: int) -> None:
         try:
-            i = self._ledger.next_dead()
-            while i >= 0 and len(box) < limit:
-                self._take_entry(i, box, done, reserved, self._own_code | DEAD_LENT)
-                i = self._ledger.next_dead(i + 1)
+            self._fill_letters(box, limit, done, reserved)
         except BaseException:
             self._sort_out(box, bytes([STATE_DEAD]))
             raise
         if self._words[UNPUNCHED] >= BATCH:
             self._tidy()
+
+    def _fill_letters(self, box: list[Taken], limit: int, done: bool, reserved: int) -> None:
+        i = self._ledger.next_dead()
+        while i >= 0 and len(box) < limit:
+            self._take_entry(i, box, done, reserved, self._own_code | DEAD_LENT)
+            i = self._ledger.next_dead(i + 1)
 
     def _take_entry(self, i: int, box: list[Taken], done: bool, reserved: int, code: int) -> None:
         ledger = self._ledger

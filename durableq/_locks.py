@@ -5,27 +5,34 @@ system call while nobody else wants it (0.25 microseconds where an `flock` and a
 the kernel passes it on when its holder dies, by whatever signal: the next one is told (EOWNERDEAD) and looks after what
 was left half done. The three busiest paths take it in line, in this form and no other:
 
-    code = UNKNOWN
+    at, code = lock.address, UNKNOWN
     try:
-        code = mutex_try(lock.address)
+        code = mutex_try(at)
         if code:
             code = lock.wait(code)
         ...
     except BaseException:
         words[lock.state] |= BUSY
+        mutex_mend(at)
+        if code not in TAKEN and words[NAMESPACE] != lock.namespace:
+            at = NOBODYS
         raise
     finally:
-        if not code or lock.plain():
-            mutex_unlock(lock.address)
+        mutex_unlock(at)
 
 A holder that dies or is interrupted leaves BUSY in the state word of its lock (T_STATE, H_STATE): the next one knows that a
 change may be half done. A KeyboardInterrupt can land behind any call, so also between taking the lock and noting that: the
-unlock is tried all the same, and does nothing if this thread is not the holder. For the same reason the locks are no
-context managers: `__exit__` of a Python class can be interrupted before its first line.
+unlock is tried all the same, and does nothing if this thread is not the holder; so does the mending, which is for an
+interrupt behind EOWNERDEAD: an unlock without it would make the lock useless for ever.
+
+No interrupt, and no second one that follows it, may find a way around the unlock. So `finally` begins with it: Python 3.10
+looks for signals at every jump. So there is no `while` in such a `try`: from 3.12 on the jump back to its condition, where
+Python looks for signals, is not covered by the `finally` (CPython issue 130279). And so the locks are no context managers,
+and nothing on the way to the unlock is a function of Python's, which can be interrupted before its first line.
 
 The C library knows a holder by its thread id. Containers that share a queue may have equal ones, and then an unlock by the
-wrong one would be believed; so as long as owners of different pid namespaces are about (not `plain`), only who knows that
-it holds the lock unlocks it, and an interrupt at the worst moment keeps it until its thread ends.
+wrong one would be believed; so once owners of different pid namespaces have met (NAMESPACE is 0), only who knows that it
+holds the lock unlocks it, and an interrupt at the worst moment keeps it until its thread ends.
 
 A forked child does not hold what its parent's thread held. As with `queue.Queue`, a signal handler must not put or get on the
 very queue whose put or get it interrupted.
@@ -35,18 +42,31 @@ Locks nest in one order only: tail, then head. Who has the head and wants the ta
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import logging
+import os
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TypeVar
 
 from durableq import _os
-from durableq._state import BUSY, Control
+from durableq._fork import at_work
+from durableq._state import BUSY, NAMESPACE, Control
+from durableq.errors import DamagedError
 
 T = TypeVar("T")
 
 UNKNOWN = -1
 """In place of a code of `mutex_try`: it was not called, or it was and an interrupt came before its answer was noted."""
+
+TAKEN = (0, errno.EOWNERDEAD)
+"""The codes of `mutex_try` that tell who called it that it holds the lock."""
+
+_nobodys = ctypes.create_string_buffer(_os.MUTEX_SIZE)
+NOBODYS = ctypes.addressof(_nobodys)
+"""A mutex that nobody holds: for who must not unlock the one that it may not hold."""
+_os.mutex_create(NOBODYS)
 
 _SLICE = 0.1
 """Seconds after which a wait for the lock gives Python a chance to run signal handlers."""
@@ -59,11 +79,11 @@ _OWNER_DIED = 1 << 30 | 1 << 62
 class HotLock:
     """One of the two mutexes in the control file."""
 
-    def __init__(self, control: Control, mutex: int, state: int, path: str, plain: Callable[[], bool]) -> None:
-        """`plain` tells whether all owners are of this pid namespace, so that thread ids tell them apart."""
+    def __init__(self, control: Control, mutex: int, state: int, path: str, namespace: int) -> None:
+        """`namespace` is the pid namespace of this process, as in NAMESPACE: within it thread ids tell holders apart."""
         self.address = control.address + mutex
         self.state = state
-        self.plain = plain
+        self.namespace = namespace
         self._words = control.words
         self._word = mutex >> 3
         self._path = path
@@ -78,8 +98,11 @@ class HotLock:
             if code == errno.EOWNERDEAD:  # taken
                 self._mend()
                 return 0
-            if code == errno.ENOTRECOVERABLE:
-                self._renew()
+            if code == errno.ENOTRECOVERABLE:  # by damage: none of us unlocks it without the mending
+                raise DamagedError(
+                    f"{self._path}-shm: is damaged; stop the processes that use it (`fuser {self._path}`) and delete it: "
+                    f"it is made anew, and nothing is lost"
+                )
             code = _os.mutex_wait(self.address, _SLICE)
         return 0
 
@@ -89,58 +112,62 @@ class HotLock:
         self._words[self.state] |= BUSY
         _os.mutex_mend(self.address)
 
-    def _renew(self) -> None:
-        """Nobody holds it and nobody can: an interrupt came between EOWNERDEAD and the mending. Make it anew."""
-
-        def make() -> None:
-            if _os.mutex_try(self.address) == errno.ENOTRECOVERABLE:
-                _os.mutex_create(self.address)
-            else:
-                _os.mutex_unlock(self.address)
-
-        under_cold_lock(self._path, make)
-
     def hold(self, work: Callable[[], T]) -> T:
         """Do `work` under the lock."""
-        code = UNKNOWN
+        at, code = self.address, UNKNOWN
         try:
-            code = _os.mutex_try(self.address)
+            code = _os.mutex_try(at)
             if code:
                 code = self.wait(code)
             return work()
         except BaseException:
             self._words[self.state] |= BUSY
+            _os.mutex_mend(at)
+            if code not in TAKEN and self._words[NAMESPACE] != self.namespace:
+                at = NOBODYS
             raise
         finally:
-            if not code or self.plain():
-                _os.mutex_unlock(self.address)
+            _os.mutex_unlock(at)
 
     def hold_if_free(self, work: Callable[[], T]) -> T | None:
         """Do `work` under the lock if it is free at this moment, else return None. Never for who holds it already."""
-        code = UNKNOWN
+        at, code = self.address, UNKNOWN
         try:
-            code = _os.mutex_try(self.address)
-            if code == errno.EOWNERDEAD:
+            code = _os.mutex_try(at)
+            if code not in TAKEN:
+                at = NOBODYS
+                return None
+            if code:
                 self._mend()
-                code = 0
-            return None if code else work()
+            return work()
         except BaseException:
             self._words[self.state] |= BUSY
+            _os.mutex_mend(at)
+            if code not in TAKEN and self._words[NAMESPACE] != self.namespace:
+                at = NOBODYS
             raise
         finally:
-            if not code or (code == UNKNOWN and self.plain()):
-                _os.mutex_unlock(self.address)
+            _os.mutex_unlock(at)
 
 
-def under_cold_lock(path: str, work: Callable[[], T]) -> T:
-    """Do `work` under the lock for create, open, recover, repair, compact and close of the queue at `path`."""
+def under_cold_lock(path: str, work: Callable[[], T], mode: int = 0o600) -> T:
+    """Do `work` under the lock for create, open, recover, repair, compact and close of the queue at `path`.
+
+    Whoever may write to the spool may lock it; `mode` is what a spool that is not there yet will have.
+    """
+    with suppress(OSError):
+        mode = os.stat(path).st_mode
+    return at_work(path, lambda: _locked_cold(path, work, mode & 0o666))
+
+
+def _locked_cold(path: str, work: Callable[[], T], mode: int) -> T:
     import filelock  # where it is used: the hot path never does, and it brings asyncio with it
 
     # It tells the root logger of every lock. A program that logs through a queue of ours would log about its own logging.
     logger = logging.getLogger("filelock")
     if logger.level == logging.NOTSET:
         logger.setLevel(logging.INFO)
-    lock = filelock.FileLock(f"{path}-lock", timeout=60, mode=0o600)
+    lock = filelock.FileLock(f"{path}-lock", timeout=60, mode=mode)
     try:
         # It polls: workers that are forked together open the queue together, each in a few milliseconds.
         lock.acquire(poll_interval=0.002)
@@ -151,6 +178,9 @@ def under_cold_lock(path: str, work: Callable[[], T]) -> T:
         ) from None
     finally:
         try:
-            lock.release(force=True)
+            try:
+                lock.release(force=True)
+            finally:
+                lock.release(force=True)  # an interrupt may come before the first line of the first; else this does nothing
         finally:
-            lock.release(force=True)  # an interrupt may come before the first line of the first; else this does nothing
+            lock.release(force=True)  # and another one before the first line of the second

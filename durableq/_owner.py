@@ -1,17 +1,18 @@
 """Owner slots: who has the queue open, known by a kernel lock that vanishes with its holder.
 
-Every handle holds the lock of one byte of the control file for as long as it lives. That it can be taken proves its
-holder gone: no heartbeat, no guess about pids. What a slot records beside it (pid) is for people and for `task_done`.
+Every handle holds the lock of one byte of the control file for as long as it lives. That it is free proves its holder
+gone: no heartbeat, no guess about pids. What a slot records beside it (pid) is for people and for `task_done`.
 
 The lock belongs to the open file description, so two things must not keep a dead holder's lock alive: a forked child
-closes the descriptors it inherited at once (`Store.after_fork`), and the control words are mapped through a descriptor of
-their own, because a mapping, which children inherit, holds on to its open file description as a descriptor does.
+closes the descriptors it inherited at once (`Handle._after_fork`, `_fork`), and the control words are mapped through a
+descriptor of their own, because a mapping, which children inherit, holds on to its open file description as a descriptor does.
 """
 
 from __future__ import annotations
 
 import os
 import secrets
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from durableq import _os
@@ -19,11 +20,11 @@ from durableq._leases import Ledger, owner_code
 from durableq._state import (
     GET_WAITERS,
     JOIN_WAITERS,
+    NAMESPACE,
     OWNER_DIRTY,
     OWNER_GET,
     OWNER_JOIN,
     OWNER_LENT,
-    OWNER_NAMESPACE,
     OWNER_OFFSET,
     OWNER_PID,
     OWNER_PUT,
@@ -52,7 +53,7 @@ class Owner:
 
 
 class Owners:
-    """The owner slots as one handle sees them; all methods under the head lock."""
+    """The owner slots as one handle sees them; all methods under the head lock, unless they say otherwise."""
 
     def __init__(self, control: Control, fd: int, path: str) -> None:
         self._words = control.words
@@ -62,6 +63,15 @@ class Owners:
         self.owes_sync = False
         """Whether one of those buried here had written what it had not synced yet."""
 
+    def note_namespace(self) -> int:
+        """Before this handle takes any lock but the cold one: tell the others its pid namespace, and return it."""
+        own = _os.pid_namespace()
+        if self.alone():
+            self._words[NAMESPACE] = own
+        elif self._words[NAMESPACE] != own:
+            self._words[NAMESPACE] = 0
+        return own
+
     def claim(self, ledger: Ledger) -> None:
         """Take a free slot; what a dead predecessor in it still held goes back to the queue first."""
         for slot in range(OWNER_SLOTS):
@@ -70,7 +80,6 @@ class Owners:
                 self._words[SLOTS] = max(self._words[SLOTS], slot + 1)
                 word = owner_word(slot)
                 self._words[word + OWNER_TOKEN] = _token()
-                self._words[word + OWNER_NAMESPACE] = _os.pid_namespace()
                 self._words[word + OWNER_PID] = os.getpid()
                 self.slot = slot
                 return
@@ -87,19 +96,15 @@ class Owners:
 
     def reap(self, ledger: Ledger) -> int:
         """Return what the dead held; how many items. Only slots that may hold something or are counted as sleepers."""
-        returned = 0
-        for slot in self._others():
-            if self._matters(slot):
-                try:
-                    if self._is_dead(slot):
-                        returned += self._bury(slot, ledger)
-                finally:  # also when interrupted: as long as we have its lock it counts as alive
-                    _os.unlock_byte(self._fd, _byte(slot))
-        return returned
+        return sum(self._bury(slot, ledger) for slot in self._missed())
 
     def someone_died(self) -> bool:
         """Whether somebody is gone who had lent items, owed a sync, or is counted as a sleeper; cheap, and needs no lock."""
-        return any(self._matters(slot) and not _os.byte_is_locked(self._fd, _byte(slot)) for slot in self._others())
+        return any(True for _ in self._missed())
+
+    def _missed(self) -> Iterator[int]:
+        # Their locks are looked at and not taken: an interrupt might keep them, and then they would count as alive.
+        return (slot for slot in self._others() if self._matters(slot) and not _os.byte_is_locked(self._fd, _byte(slot)))
 
     def alone(self) -> bool:
         """Whether no other live handle has the queue open."""
@@ -109,11 +114,6 @@ class Owners:
         """The slots of all handles of this process on this queue, the own one first."""
         token = _token()
         return [self.slot, *(s for s in self._others() if self._words[owner_word(s) + OWNER_TOKEN] == token)]
-
-    def one_namespace(self) -> bool:
-        """Whether all owners are of the pid namespace of this process. Needs no lock."""
-        own = self._words[owner_word(self.slot) + OWNER_NAMESPACE] if self.slot >= 0 else _os.pid_namespace()
-        return all(self._words[owner_word(slot) + OWNER_NAMESPACE] == own for slot in self._others())
 
     def describe(self, ledger: Ledger) -> tuple[Owner, ...]:
         """All live owners, named by psutil."""
@@ -149,9 +149,6 @@ class Owners:
     def _matters(self, slot: int) -> bool:
         word = owner_word(slot)
         return any(self._words[word + OWNER_LENT : word + OWNER_JOIN + 1]) or bool(self._words[word + OWNER_DIRTY])
-
-    def _is_dead(self, slot: int) -> bool:
-        return _os.try_lock_byte(self._fd, _byte(slot))
 
     def _bury(self, slot: int, ledger: Ledger) -> int:
         returned = ledger.give_back(slot)

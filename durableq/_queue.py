@@ -150,6 +150,7 @@ class DurableQueue(ItemReader):
                 first, size = n, 0
 
     def _put_part(self, payloads: list[bytes], tag: int, before: int, block: bool, timeout: float | None) -> None:
+        self._store.look_if_due()
         if self._fast_append_many is not None and (did := self._fast_append_many(payloads, tag)):
             if did > 1:
                 self._store.wrote()

@@ -88,7 +88,7 @@ class Codec:
         self.loads[self.tag] = own.loads
 
     def decode(self, tag: int, payload: bytes, path: str, position: int) -> Any:
-        """The item of a record. Raises DecodeError."""
+        """The item of a record. Raises DecodeError, and MemoryError."""
         try:
             loads = self.loads[tag]
         except KeyError:
@@ -101,6 +101,8 @@ class Codec:
             ) from None
         try:
             return loads(payload)
+        except MemoryError:  # says nothing about the item
+            raise
         except Exception as exc:
             raise DecodeError(
                 f"{path}: the item at position {position} cannot be decoded ({type(exc).__name__}: {exc}); it lies with "

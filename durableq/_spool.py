@@ -225,12 +225,11 @@ class Spool:
         try:
             with open(os.open(f"{self.path}-damaged", flags, 0o600), "wb") as file:
                 file.write(note.encode())
-                while length > 0:
-                    piece = _os.pread(self.fd, min(length, 1 << 20), offset)
-                    file.write(piece if piece.strip(b"\0") else b"")
+                for at in range(offset, offset + length, 1 << 20):
+                    piece = _os.pread(self.fd, min(offset + length - at, 1 << 20), at)
                     if not piece:
                         break
-                    offset, length = offset + len(piece), length - len(piece)
+                    file.write(piece if piece.strip(b"\0") else b"")
                 file.write(b"\n")
         except OSError:
             return  # the queue goes on: a place for the broken pieces is not worth the whole ones behind them
@@ -244,6 +243,10 @@ class Spool:
         else:
             remedy = "nothing was changed; see the kernel's log for the state of the disk"
         return OSError(exc.errno, f"{what}: {os.strerror(exc.errno or 0)}; {remedy}", self.path)
+
+    def named(self, exc: BaseException, what: str) -> BaseException:
+        """What to raise for an exception: itself, or `disk_error` of it if it is the system's and names no file."""
+        return self.disk_error(exc, what) if isinstance(exc, OSError) and exc.filename is None else exc
 
 
 def check_place(path: str) -> None:

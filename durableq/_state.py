@@ -17,6 +17,7 @@ stores a whole word at once (`struct.pack_into` goes byte by byte).
     BASE            reclaim         head + tail   logical position = physical offset + BASE
     PENDING, ..     reclaim         head + tail   a collapse of PENDING bytes from a file of _SIZE to BASE = _BASE was announced
     MAXSIZE         anybody         tail          the bound in force (0: none)
+    NAMESPACE       who opens       cold          the pid namespace of all owners; 0: of different ones (see `_locks`)
     SHUTDOWN        anybody         head          1: no more puts, 2: no more gets either; 0 again when nobody is left
     T_COMMIT        producers       tail          (appended records << 1 | flip): this one store publishes a put
     T_POS[2]        producers       tail          end of the published records is T_POS[flip]; the other one is scratch
@@ -66,7 +67,7 @@ OWNER_SIZE = 64
 LEDGER_OFFSET = OWNER_OFFSET + OWNER_SLOTS * OWNER_SIZE
 NEVER = (1 << 63) - 1
 
-EPOCH, BASE, PENDING, PENDING_SIZE, PENDING_BASE, SHUTDOWN, MAXSIZE = range(32, 39)
+EPOCH, BASE, PENDING, PENDING_SIZE, PENDING_BASE, SHUTDOWN, MAXSIZE, NAMESPACE = range(32, 40)
 T_COMMIT, T_POS, _, T_MARK, T_GEN, PUT_DELAYED, T_STATE, T_ROOM = range(40, 48)
 H_COMMIT, H_POS, _, H_STATE, H_LIMIT, H_GEN, SEEN_DELAYED, H_NEXT = range(48, 56)
 LIVE, LIVE_BYTES, RETURNED, DELAYED, DEAD, NEXT_DUE, REGION, UNPUNCHED = range(56, 64)
@@ -82,8 +83,8 @@ SYNC_MUTEX, TAIL_MUTEX, HEAD_MUTEX = 3712, 3840, 3968  # bytes, a cache line eac
 # The words of an owner slot, counted from its first word. All are written under the head lock but LENT, which only its
 # owner writes: non-zero means that this owner may hold lent items, and so that its death matters.
 # OWNER_DIRTY: 1 while it has written what its own thread is to sync, 2 during that sync: who buries it has to sync.
-# OWNER_TOKEN tells processes apart where pids do not (containers), OWNER_NAMESPACE is the pid namespace.
-OWNER_PID, OWNER_LENT, OWNER_GET, OWNER_PUT, OWNER_JOIN, OWNER_TOKEN, OWNER_NAMESPACE, OWNER_DIRTY = range(8)
+# OWNER_TOKEN tells processes apart where pids do not (containers).
+OWNER_PID, OWNER_LENT, OWNER_GET, OWNER_PUT, OWNER_JOIN, OWNER_TOKEN, OWNER_DIRTY = range(7)
 
 _IDENTITY = struct.Struct("<8s16sQQII")
 
@@ -198,6 +199,7 @@ def create(path: str, mode: int) -> int:
     with suppress(FileNotFoundError):
         os.unlink(temporary)  # left by a process of the same pid that was killed right here
     fd = os.open(temporary, flags, mode)
+    os.fchmod(fd, mode)  # whatever the umask says, as for the spool
     try:
         _os.disable_copy_on_write(fd)
         _os.allocate(fd, 0, LEDGER_OFFSET)

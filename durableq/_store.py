@@ -149,21 +149,11 @@ class Store(TailEnd):
             self._check()
 
     def _wait(self, condition: Condition, ready: Callable[[], bool], deadline: Deadline) -> None:
-        slot, words = self._owners.slot, self._words
+        slot = self._owners.slot
         asleep: list[Condition] = []
         try:
             self._lie_down(condition, asleep)
-            while self._barred is None:
-                value = self._wakeup.read(condition)  # before the look: what comes after the look changes it
-                if ready() or self._look_around():
-                    break
-                due = words[NEXT_DUE]
-                seconds = min(deadline.left(), RECHECK)
-                if due != NEVER and condition is GET:
-                    seconds = min(seconds, due / 1000 - time.time())
-                if seconds <= 0:
-                    break
-                self._wakeup.sleep(condition, value, seconds)
+            self._sleep(condition, ready, deadline)  # no loop of our own here: see `_locks` on interrupts
         finally:
             try:
                 self._get_up(asleep, slot)
@@ -171,10 +161,22 @@ class Store(TailEnd):
                 self._get_up(asleep, slot)
                 raise
 
+    def _sleep(self, condition: Condition, ready: Callable[[], bool], deadline: Deadline) -> None:
+        while self._barred is None:
+            value = self._wakeup.read(condition)  # before the look: what comes after the look changes it
+            if ready() or self._look_around():
+                break
+            due = self._words[NEXT_DUE]
+            seconds = min(deadline.left(), RECHECK)
+            if due != NEVER and condition is GET:
+                seconds = min(seconds, due / 1000 - time.time())
+            if seconds <= 0:
+                break
+            self._wakeup.sleep(condition, value, seconds)
+
     @at_head
     def _lie_down(self, condition: Condition, asleep: list[Condition]) -> None:
-        self._wakeup.enter(condition, self._owners.slot)
-        asleep[:] = [condition]  # no call between the two: an interrupt must not leave it counted for ever
+        self._wakeup.enter(condition, self._owners.slot, asleep)
         if self._words[self._lent_word] and not self._ledger.holds(self._own_code):
             self._words[self._lent_word] = 0  # holds nothing: nobody need watch over this owner
 
@@ -184,8 +186,7 @@ class Store(TailEnd):
 
     @at_head
     def _rise(self, asleep: list[Condition], slot: int) -> None:
-        self._wakeup.leave(asleep[0], slot)
-        asleep[:] = []
+        self._wakeup.leave(slot, asleep)
 
     def reap(self) -> bool:
         """Return what the dead held, now; whether there was anything."""
@@ -321,26 +322,29 @@ class Store(TailEnd):
         self._spool.store_options(replace(self._spool.options, maxsize=value))
         self._words[MAXSIZE] = value
 
-    def peek(self, n: int, code: int = RETURNED_CODE) -> list[Taken]:
-        """The first `n` items that would be taken next, without taking them; `code`: DEAD_CODE for dead letters."""
+    def peek(self, n: int, code: int = RETURNED_CODE, after: int = -1) -> list[Taken]:
+        """The first `n` items that would be taken next, without taking them; `code`: DEAD_CODE for dead letters.
+
+        `after`: of those behind this position, which is that of the last one seen.
+        """
         self._check()
         self._bury_dead()
         found: list[Taken] = []
-        self._peek_locked(n, code, found)
+        self._peek_locked(n, code, after, found)
         return found
 
     @at_head
-    def _peek_locked(self, n: int, code: int, found: list[Taken]) -> None:
+    def _peek_locked(self, n: int, code: int, after: int, found: list[Taken]) -> None:
         reader = Reader(self._fd, self._salt, self._head_base)
-        i = self._ledger.search(code)
+        i = self._ledger.search(code, self._ledger.first_behind(after))
         while i >= 0 and len(found) < n:
             self._show(reader, reader.header(self._ledger.position[i]), self._ledger.count[i], found)
             i = self._ledger.search(code, i + 1)
         now = time.time_ns() // 1_000_000
         tail = self._control.tail()[0]
         if code == RETURNED_CODE and len(found) < n:
-            for header in reader.walk(self._control.head()[0], tail):
-                if header.state == READY and decode_due(header.due) <= now:
+            for header in reader.walk(max(self._control.head()[0], after), tail):
+                if header.state == READY and decode_due(header.due) <= now and header.position > after:
                     self._show(reader, header, header.deliveries, found)
                     if len(found) == n:
                         break

@@ -11,15 +11,17 @@ from time import monotonic
 from durableq import _os
 from durableq._checkpoint import mark_head, mark_tail
 from durableq._handle import at_head, at_tail
-from durableq._locks import UNKNOWN
+from durableq._locks import NOBODYS, TAKEN, UNKNOWN
 from durableq._reclaim import BATCH
 from durableq._record import HEAD_SIZE, MAGIC, READY, pack_head
 from durableq._settle import Settler
 from durableq._state import (
+    BUSY,
     GET_WAITERS,
     H_COMMIT,
     LIVE_BYTES,
     MAXSIZE,
+    NAMESPACE,
     PUT_DELAYED,
     SHUTDOWN,
     T_COMMIT,
@@ -32,7 +34,7 @@ from durableq._state import (
 from durableq._wakeup import GET
 from durableq.errors import ShutDown
 
-_mutex_try, _mutex_unlock = _os.mutex_try, _os.mutex_unlock
+_mutex_try, _mutex_mend, _mutex_unlock = _os.mutex_try, _os.mutex_mend, _os.mutex_unlock
 _LARGE = 64 << 10  # from here on copying a body costs more than a second element in a vector
 AHEAD = 64 << 10
 """Bytes that are written ahead of the tail, as zeros: a new page costs a small write several times what the write costs, and
@@ -61,9 +63,9 @@ class TailEnd(Settler):
         lock = self._tail
         commit = -1
         refused: OSError | None = None
-        code = UNKNOWN
+        at, code = lock.address, UNKNOWN
         try:
-            code = _mutex_try(lock.address)
+            code = _mutex_try(at)
             if code:
                 code = lock.wait(code)
             if words[T_STATE] != self._tail_calm:
@@ -86,14 +88,17 @@ class TailEnd(Settler):
             if due:
                 words[PUT_DELAYED] += 1
         except BaseException as exc:
+            words[T_STATE] |= BUSY
+            _mutex_mend(at)
+            if code not in TAKEN and words[NAMESPACE] != lock.namespace:
+                at = NOBODYS
             if commit >= 0 and words[T_COMMIT] == commit:
                 self._undo_append()
             if not isinstance(exc, OSError) or exc.filename is not None:
                 raise
             refused = exc
         finally:
-            if not code or lock.plain():
-                _mutex_unlock(lock.address)
+            _mutex_unlock(at)
         if refused is not None:
             try:
                 if may_retry and refused.errno in (errno.ENOSPC, errno.EDQUOT) and self._found_room():

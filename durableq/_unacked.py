@@ -1,52 +1,48 @@
-"""What one thread has taken with `get` and not yet acked, oldest first: 14 bytes an item, for there may be millions.
+"""What one thread has taken with `get` and not yet acked, oldest first: 16 bytes an item, for there may be millions.
 
-The usual thread has one at a time. That one lies in a variable, and the arrays stay empty.
+The usual thread has one at a time. That one lies in a variable, and the array stays empty.
 """
 
 from __future__ import annotations
 
 from array import array
 
+_COUNT_BITS = 16
+
 
 class Unacked:
-    """A queue of (position, index, count), for one thread."""
+    """A queue of (position, index, count), for one thread. An interrupt leaves it as it was or as it was to be."""
 
     def __init__(self) -> None:
-        self._oldest: tuple[int, int, int] | None = None
-        """Older than all in the arrays: it is only filled when they are empty."""
-        self._clear()
-
-    def _clear(self) -> None:
+        self._one: tuple[int, int, int] | None = None
+        """Older than all in the array: it is only filled when that is empty."""
         self._first = 0
-        self._positions = array("Q")
-        self._indexes = array("I")
-        self._counts = array("H")
+        self._words = array("Q")  # two for each: position, and index << 16 | count
 
     def push(self, position: int, index: int, count: int) -> None:
         """Note an item that was taken."""
-        if self._oldest is None and not self._positions:
-            self._oldest = position, index, count
-            return
-        self._positions.append(position)
-        self._indexes.append(index)
-        self._counts.append(count)
-
-    def pop(self) -> tuple[int, int, int] | None:
-        """Forget the oldest item and return it; None if there is none."""
-        oldest = self._oldest
-        if oldest is not None:
-            self._oldest = None
-            return oldest
-        first = self._first
-        if first == len(self._positions):
-            return None
-        oldest = self._positions[first], self._indexes[first], self._counts[first]
-        first += 1
-        if first == len(self._positions):
-            self._clear()
-        elif first >= 4096 and first * 2 > len(self._positions):
-            del self._positions[:first], self._indexes[:first], self._counts[:first]
-            self._first = 0
+        if self._one is None and not self._words:
+            self._one = position, index, count
         else:
-            self._first = first
-        return oldest
+            self._words.extend((position, index << _COUNT_BITS | count))
+
+    def oldest(self) -> tuple[int, int, int] | None:
+        """The oldest item; None if there is none."""
+        if self._one is not None:
+            return self._one
+        first = self._first
+        if first == len(self._words):
+            return None
+        rest = self._words[first + 1]
+        return self._words[first], rest >> _COUNT_BITS, rest & (1 << _COUNT_BITS) - 1
+
+    def drop(self) -> None:
+        """Forget the oldest item."""
+        if self._one is not None:
+            self._one = None
+            return
+        first = self._first + 2
+        if first == len(self._words) or (first >= 8192 and first * 2 > len(self._words)):
+            self._words = self._words[first:]
+            first = 0
+        self._first = first

@@ -53,20 +53,22 @@ class Wakeup:
         self._words = control.words
         self._address = control.address
 
-    def enter(self, condition: Condition, slot: int) -> None:
-        """Count this thread among the sleepers; under the head lock."""
+    def enter(self, condition: Condition, slot: int, asleep: list[Condition]) -> None:
+        """Count this thread among the sleepers, and note that in `asleep`; under the head lock."""
         waiters, _, own = condition
         words, at = self._words, owner_word(slot) + own
-        words[at] += 1  # no call between the two stores: an interrupt comes before both or after both
+        words[at] += 1  # no call between the three stores: an interrupt comes before all of them or behind
         words[waiters] += 1
+        asleep[:] = (condition,)
 
-    def leave(self, condition: Condition, slot: int) -> None:
+    def leave(self, slot: int, asleep: list[Condition]) -> None:
         """Undo `enter`; under the head lock."""
-        waiters, _, own = condition
+        waiters, _, own = asleep[0]
         words, at = self._words, owner_word(slot) + own
         mine, all_of_us = max(0, words[at] - 1), max(0, words[waiters] - 1)
         words[at] = mine  # as in `enter`
         words[waiters] = all_of_us
+        asleep[:] = ()
 
     def read(self, condition: Condition) -> int:
         """The value to sleep on; read it before the last look at what is waited for."""

@@ -36,13 +36,12 @@ from durableq._store import Stats
 from durableq._unacked import Unacked
 from durableq._watch import GET, JOIN, PUT, Call, Watch
 from durableq.errors import Empty, Full
+from durableq.integrations._extras import needed
 
-try:
+with needed("anyio", "aio"):
     import anyio
     from anyio.lowlevel import checkpoint
     from anyio.to_thread import run_sync
-except ImportError as exc:
-    raise ImportError("durableq.aio needs anyio: python -m pip install 'durableq[aio]'") from exc
 
 T = TypeVar("T")
 

@@ -22,6 +22,8 @@ from processes import PATIENCE, Child
 from durableq import DurableQueue, WorkerPool, check
 from durableq._handle import Handle
 
+pytest_plugins = ["durableq.pytest_plugin"]
+
 SPOILING = {"test_bad_input", "test_check", "test_damage", "test_fuzz"}
 """Modules whose tests damage their spool on purpose."""
 

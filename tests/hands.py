@@ -71,6 +71,10 @@ class Hands:
         else:
             getattr(delivery, how)()
 
+    def ack_many(self, numbers: list[int]) -> int:
+        deliveries = [self.deliveries[number] for number in numbers]
+        return self.q._store.ack_many([(d._position, d._index, d._count, 0, 0, b"") for d in deliveries])
+
     def task_done(self) -> None:
         self.q.task_done()
 

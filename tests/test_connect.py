@@ -103,6 +103,7 @@ def test_a_password_is_not_shown(make_redis, opened):
     jobs = opened(f"redis://:secret@127.0.0.1:{server.port}/0/jobs")
     jobs.put("a")
     assert "secret" not in repr(jobs) + jobs.url
+    assert "jobs" in jobs.url
     with pytest.raises(UnreachableError) as caught:
         durableq.connect(f"redis://:wrong@127.0.0.1:{server.port}/0/jobs")
     assert "wrong@" not in str(caught.value)

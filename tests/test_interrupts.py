@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import dis
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
+from pathlib import Path
 
 import pytest
 import striking
+from processes import PATIENCE
 
 import durableq
-from durableq import DurableQueue
+from durableq import DurableQueue, _os
 
 # The handler raises only while the queue is at work, so that the program's own lists stay true.
 INTERRUPTED = """
@@ -169,10 +173,9 @@ def test_a_wait_can_be_interrupted_and_waited_again(start, path, what):
     child.expect("fine")
 
 
-@pytest.mark.parametrize("scene", striking.SCENES)
-def test_an_interrupt_at_any_point_leaves_the_queue_whole_and_free(path, scene):
+def strike(path, scene, gap=0):
     played = subprocess.run(
-        [sys.executable, striking.__file__, scene, str(path)],
+        [sys.executable, striking.__file__, scene, str(path), str(gap)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -181,3 +184,89 @@ def test_an_interrupt_at_any_point_leaves_the_queue_whole_and_free(path, scene):
     )
     assert played.returncode == 0, played.stdout
     assert int(played.stdout.splitlines()[-1].split()[0]) > 10
+
+
+@pytest.mark.parametrize("scene", striking.SCENES)
+def test_an_interrupt_at_any_point_leaves_the_queue_whole_and_free(path, scene):
+    strike(path, scene)
+
+
+DOUBLY = ["put", "get_many of what fell due", "a get that waits", "get_many for good", "ack", "nack", "compact", "open"]
+
+
+@pytest.mark.parametrize("scene", DOUBLY)
+def test_a_second_interrupt_while_the_first_is_dealt_with_leaves_it_whole_and_free_too(path, scene):
+    strike(path, scene, gap=1)
+
+
+CORE = sorted(path for path in Path(durableq.__file__).parent.glob("_*.py") if "demo" not in path.name)
+
+
+def jumps_out(code):
+    """Lines at which a jump back leaves the handler that its target is covered by: an interrupt there passes it by."""
+    instructions = list(dis.get_instructions(code))
+    begins = {i.offset for i in instructions if i.opname == "PUSH_EXC_INFO"}
+    entries = [entry for entry in dis.Bytecode(code).exception_entries if entry.target in begins]
+    for i in instructions:
+        if "JUMP_BACKWARD" in i.opname and "NO_INTERRUPT" not in i.opname:
+            covering = ({e.target for e in entries if e.start <= at < e.end} for at in (i.argval, i.offset))
+            if next(covering) - next(covering):
+                yield f"{code.co_name}, line {i.positions.lineno}"
+    for constant in code.co_consts:
+        if isinstance(constant, type(code)):
+            yield from jumps_out(constant)
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="before 3.11 such a jump was always covered")
+@pytest.mark.parametrize("source", CORE, ids=lambda source: source.stem)
+def test_no_loop_lets_an_interrupt_pass_by_the_try_around_it(source):
+    assert list(jumps_out(compile(source.read_text(), source.name, "exec"))) == []
+
+
+def once(function, before=False):
+    """`function`, but the first call is interrupted: behind its work, or before it."""
+    calls = []
+
+    def interrupted(*args):
+        calls.append(args)
+        if before and len(calls) == 1:
+            raise KeyboardInterrupt
+        result = function(*args)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        return result
+
+    return interrupted
+
+
+@pytest.fixture
+def left_locked(q, start, path):
+    """A queue whose head lock was held by a process that was killed."""
+    holder = start("DurableQueue(path)._store._head.hold(lambda: (say('held'), hear()))", path)
+    holder.expect("held")
+    holder.kill()
+    return q
+
+
+def others_go_on(q):
+    done = threading.Thread(target=q.compact, daemon=True)
+    done.start()
+    done.join(PATIENCE)
+    assert not done.is_alive()
+    q.put("x")
+    assert q.get(timeout=PATIENCE) == "x"
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_an_interrupt_in_the_mending_of_a_dead_holder_s_lock_keeps_it_from_nobody(left_locked, monkeypatch, before):
+    monkeypatch.setattr(_os, "mutex_mend", once(_os.mutex_mend, before))
+    with pytest.raises(KeyboardInterrupt):
+        left_locked._store._head.hold_if_free(lambda: None)
+    others_go_on(left_locked)
+
+
+def test_an_interrupt_just_after_a_dead_holder_s_lock_was_taken_leaves_it_usable(left_locked, monkeypatch):
+    monkeypatch.setattr(_os, "mutex_try", once(_os.mutex_try))
+    with pytest.raises(KeyboardInterrupt):
+        left_locked._store._head.hold(lambda: None)
+    others_go_on(left_locked)

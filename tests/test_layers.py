@@ -17,7 +17,8 @@ LAYERS = [
     ["_state"],
     ["_spool"],
     ["_checkpoint"],
-    ["_locks", "_leases"],
+    ["_fork", "_leases"],
+    ["_locks", "_runs"],
     ["_owner", "_wakeup", "_commit", "_scan"],
     ["_reclaim", "_recovery"],
     ["_fast"],
@@ -31,7 +32,6 @@ LAYERS = [
     ["_serializers", "_delivery"],
     ["_reader"],
     ["_queue"],
-    ["aio"],
     ["_dropin", "failures"],
     ["_check"],
     ["_picture"],
@@ -49,8 +49,8 @@ LAYERS = [
     ["integrations"],
     ["integrations._broker_directory", "integrations._metrics"],
     ["integrations._broker_spools"],
-    ["integrations.kombu", "integrations.otel", "integrations.prometheus"],
     ["integrations._extras", "integrations._urls", "integrations.logging", "integrations.message"],
+    ["aio", "integrations.kombu", "integrations.otel", "integrations.prometheus"],
     ["integrations.sinks"],
     ["integrations.sinks.base"],
     ["integrations.sinks.amqp", "integrations.sinks.kafka", "integrations.sinks.redis"],
@@ -62,8 +62,9 @@ LAYERS = [
     ["integrations.engines.kombu", "integrations.engines.redis"],
     ["integrations.connect"],
     # A subcommand may import everything below, and is loaded by its name.
-    ["cli._command"],
-    ["cli.demo", "cli.forward", "cli.stat", "cli.work"],
+    ["cli._command", "cli._framing", "cli._pipe", "cli._signals"],
+    ["cli._input", "cli._output", "cli._items"],
+    ["cli.demo", "cli.forward", "cli.get", "cli.put", "cli.stat", "cli.work"],
     ["cli"],
     ["__main__"],
 ]
@@ -72,7 +73,7 @@ FILES = {
     ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): path for path in PACKAGE.rglob("*.py")
 }
 MODULES = sorted(FILES)
-COMPILED = sorted(path.stem for path in PACKAGE.glob("*.c"))
+COMPILED = ["_fast"]
 
 
 class _Running(ast.NodeTransformer):

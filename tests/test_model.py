@@ -214,6 +214,17 @@ class AgainstTheModel(RuleBasedStateMachine):
         else:
             self.model.nack(entry, self.is_dead, delayed=how == "nack later")
 
+    @rule(who=LENDERS, data=st.data())
+    def ack_many(self, who: int, data: st.DataObject) -> None:
+        """A part of what it holds."""
+        mine = sorted(number for number, (whose, _) in self.reserved.items() if whose == who)
+        first = data.draw(st.integers(0, len(mine)))
+        numbers = mine[first : first + data.draw(st.integers(0, 6))]
+        assert self.ask(who, "ack_many", numbers) == len(numbers)
+        for number in numbers:
+            self.model.done(self.reserved.pop(number)[1])
+            self.settled.append((who, number))
+
     @precondition(lambda self: self.settled)
     @rule(data=st.data(), how=st.sampled_from(["ack", "nack", "release", "reject"]))
     def settle_twice(self, data: st.DataObject, how: str) -> None:

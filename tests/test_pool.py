@@ -192,8 +192,10 @@ def test_a_result_that_cannot_be_put_is_a_failure_of_the_item(q, pool, results):
 def test_an_item_that_cannot_be_decoded_is_a_dead_letter_and_the_others_are_done(q, pool, open_queue, caplog):
     q.put_many([1j, 2j])
     open_queue(serializer="json").put([3])
-    assert pool(serializer="json").run(until_empty=True).done == 1
+    running = pool(serializer="json")
+    assert running.run(until_empty=True).done == 1
     assert q.stats().dead == 2
+    assert len([story for story in running.failures() if "serializer 'pickle'" in story.reason]) == 2
     assert "written by serializer 'pickle'" in caplog.text
 
 

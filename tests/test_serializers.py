@@ -176,3 +176,25 @@ def test_a_queue_of_another_program_s_class_is_a_decode_error_where_the_class_is
     with pytest.raises(DecodeError):
         q.get_nowait()
     assert q.stats().dead == 1
+
+
+class ShortOfMemory:
+    """A serializer that finds no memory the first time."""
+
+    dumps = staticmethod(str.encode)
+    tries = 0
+
+    def loads(self, data):
+        self.tries += 1
+        if self.tries <= 2:  # once more for its error
+            raise MemoryError
+        return bytes(data).decode()
+
+
+def test_an_item_for_which_there_was_no_memory_goes_back_to_the_queue(open_queue):
+    q = open_queue(serializer=ShortOfMemory())
+    q.put("large")
+    with pytest.raises(MemoryError):
+        q.get_nowait()
+    assert q.stats().dead == 0
+    assert q.get_nowait() == "large"

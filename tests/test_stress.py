@@ -1,30 +1,60 @@
 """The stress suite in short: each of its plans for a second or two; and the proof that its account finds what is wrong.
 
-The long run is `python -m tests.stress --minutes 10 --kills 500`.
+The long run is `python -m tests.stress --minutes 10 --kills 500`, or, in ten minutes and with parts in several workers of
+pytest-xdist that share a queue, `DURABLEQ_STRESS_SECONDS=150 python -m pytest -n 4 tests/test_stress.py`.
 """
 
 from __future__ import annotations
 
+import itertools
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from stress import log
 from stress.account import Account, Tally
 from stress.log import Event
+from stress.part import Part
 from stress.plans import PLANS
 
+from durableq import DurableQueue, check
+
 ROOT = Path(__file__).resolve().parent.parent
+SECONDS = float(os.environ.get("DURABLEQ_STRESS_SECONDS", "1"))
+PATIENCE = 110 + 2 * SECONDS
+"""Far above the seconds that it takes: the round itself finds a hang, and says where."""
+PARTS = 4
 
 
-@pytest.mark.timeout(120)  # far above the seconds that it takes: the round itself finds a hang, and says where
+@pytest.mark.timeout(PATIENCE + 10)
 @pytest.mark.parametrize("plan", [plan.name for plan in PLANS])
 def test_nothing_is_lost_and_nothing_done_twice_when_workers_are_killed(plan: str, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "tests.stress", "--seconds", "1", "--kills", "6", "--plan", plan]
-    run = subprocess.run([*command, "--folder", str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=110)
+    command = [sys.executable, "-m", "tests.stress", "--seconds", str(SECONDS), "--kills", str(int(6 * SECONDS))]
+    command += ["--plan", plan, "--folder", str(tmp_path)]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
     assert run.returncode == 0, run.stdout + run.stderr
     assert " lost=0 twice=0 wrong=0 " in run.stdout.splitlines()[-1]
+
+
+@pytest.mark.timeout(PATIENCE + 10)
+@pytest.mark.parametrize("part", range(PARTS))
+def test_nothing_is_lost_on_a_queue_that_the_workers_of_a_test_run_share(
+    part: int, durable_queue: DurableQueue, durable_queue_path: Path
+) -> None:
+    """Each part runs in whatever worker of pytest-xdist it is given to, and takes what the other parts put."""
+    until = time.monotonic() + SECONDS
+    for number in itertools.count(part, PARTS):
+        one = Part(number, durable_queue.path, durable_queue_path.with_suffix(".stress"))
+        tally = one.run(min(5.0, SECONDS))
+        assert tally.ok, (tally.lost[:5], tally.twice[:5], tally.wrong[:5])
+        assert tally.puts and one.kills
+        if time.monotonic() >= until:
+            break
+    report = check(durable_queue_path)
+    assert report.ok, report
 
 
 # -- the account itself ------------------------------------------------------------------------------------------------

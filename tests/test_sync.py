@@ -76,3 +76,16 @@ def test_a_forked_child_of_a_syncing_process_can_put(start, path, open_queue):
 def test_a_negative_interval_raises_value_error(open_queue):
     with pytest.raises(ValueError, match="sync"):
         open_queue(sync=-1)
+
+
+def test_a_thread_that_cannot_be_started_leaves_the_queue_usable(path, open_queue, monkeypatch):
+    def refuse(thread):
+        raise RuntimeError("can't start new thread")
+
+    q = open_queue(sync=60)
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError):
+        patch.setattr(threading.Thread, "start", refuse)
+        q.put("x")
+    q.put("y")
+    q.close()
+    assert open_queue().get_many(5) == ["x", "y"]

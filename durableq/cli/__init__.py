@@ -10,20 +10,22 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import importlib
 import os
 import signal
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from durableq.cli._command import (
     DAMAGED,
     EMPTY,
+    ENDED_BY,
     EXIT_CODES,
     FAILED,
     FULL,
     INTERNAL,
-    INTERRUPTED,
     PIPE_CLOSED,
     USAGE,
     Command,
@@ -34,7 +36,7 @@ from durableq.errors import DamagedError, DurableQError, Empty, Full, OptionMism
 __all__ = ["COMMANDS", "EXIT_CODES", "Command", "Failure", "command", "main", "parser"]
 
 #: Every subcommand, in the order in which the help lists them. Each is `COMMAND` in the module of that name here.
-COMMANDS = ("work", "stat", "forward", "demo")
+COMMANDS = ("put", "get", "work", "stat", "forward", "demo")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -43,12 +45,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     Without `argv` it is the program itself, with the arguments of the process: an interrupt and a closed pipe then end the
     process by their signals, which is how a shell learns that it must stop its loop as well.
     """
+    occupy_standard_streams()
     code = _run(sys.argv[1:] if argv is None else argv)
-    if argv is None and code in (INTERRUPTED, PIPE_CLOSED):
-        number = signal.SIGINT if code == INTERRUPTED else signal.SIGPIPE
+    if argv is None and code > ENDED_BY:
+        number = signal.Signals(code - ENDED_BY)
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
     return code
+
+
+def occupy_standard_streams() -> None:
+    """Have something at descriptors 0, 1 and 2, where the caller has closed them.
+
+    Else the spool would be the next file to be opened, and all that is printed would go there. What is put there cannot be
+    read or written, so that whoever tries is told.
+    """
+    for fd, wrong_way in ((0, os.O_WRONLY), (1, os.O_RDONLY), (2, os.O_RDONLY)):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, wrong_way)  # takes the lowest that is free, which is this one
+            if fd == 1:
+                sys.stdout = open(fd, "w", closefd=False)  # noqa: SIM115, as long as the program
 
 
 def command(name: str) -> Command:
@@ -61,7 +79,7 @@ def command(name: str) -> Command:
 
 def parser(names: Sequence[str] = COMMANDS) -> argparse.ArgumentParser:
     """The parser of the whole command line, or of that of some subcommands only."""
-    top = argparse.ArgumentParser(
+    top = _Parser(
         prog="durableq",
         description="Durable queues in single files: they outlive kill -9 and reboots.",
         epilog="`durableq COMMAND --help` shows examples.\n\nexit codes:\n" + _exit_codes(),
@@ -82,6 +100,11 @@ def parser(names: Sequence[str] = COMMANDS) -> argparse.ArgumentParser:
     return top
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise Failure(f"{message}; see `{self.prog} --help`", USAGE)
+
+
 def _examples(this: Command) -> str:
     return "\n".join(["examples:", *(f"  {line}\n      {what}" for line, what in this.examples)]) if this.examples else ""
 
@@ -98,19 +121,29 @@ def _run(argv: Sequence[str]) -> int:
         code: int = options.run(options)
         sys.stdout.flush()
         return code
-    except KeyboardInterrupt:
-        _complain("interrupted")
-        return INTERRUPTED
+    except KeyboardInterrupt as interrupt:
+        number: int = getattr(interrupt, "number", signal.SIGINT)
+        if number == signal.SIGINT:
+            _complain("interrupted")
+        return ENDED_BY + number
     except BrokenPipeError:
-        # The interpreter flushes stdout once more on its way out; that must not meet the broken pipe again.
-        with contextlib.suppress(OSError, ValueError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _finish_stdout()
         return PIPE_CLOSED
     except Exception as error:
         if os.environ.get("DURABLEQ_TRACEBACK"):
             raise
+        _finish_stdout()
         _complain(_message(error))
         return _code(error)
+
+
+def _finish_stdout() -> None:
+    """The interpreter flushes stdout once more on its way out; that must not meet a broken pipe or a full disk again."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _code(error: Exception) -> int:
@@ -127,6 +160,10 @@ def _message(error: Exception) -> str:
         return "the queue was shut down; it can be used again once the last of its programs has closed it"
     if _code(error) == INTERNAL:
         return f"internal error: {type(error).__name__}: {error}; DURABLEQ_TRACEBACK=1 shows where, please report it"
+    if isinstance(error, OSError) and error.errno == errno.EBADF:
+        return "stdin or stdout is closed; redirect it to a file, a pipe, or /dev/null"
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     return str(error) or type(error).__name__
 
 

@@ -21,10 +21,16 @@ __all__ = [
     "existing_spool",
     "positive",
     "size",
+    "spool_argument",
+    "sync_argument",
+    "sync_policy",
 ]
 
 DONE, FAILED, USAGE, EMPTY, TIMED_OUT, DAMAGED, FULL = range(7)
-INTERNAL, INTERRUPTED, PIPE_CLOSED = 70, 130, 141
+INTERNAL = 70
+ENDED_BY = 128
+"""Plus the number of a signal: how a shell tells of a program that a signal ended."""
+INTERRUPTED, PIPE_CLOSED = ENDED_BY + 2, ENDED_BY + 13
 
 EXIT_CODES: dict[int, str] = {
     DONE: "it did what was asked",
@@ -92,8 +98,29 @@ def duration(text: str) -> float:
     return float(found[1]) * _SPANS[found[2]]
 
 
+def sync_policy(text: str) -> float | None:
+    """The option `sync` of a queue: seconds, or "none"."""
+    return None if text == "none" else duration(text)
+
+
 def positive(text: str) -> int:
     """A whole number of at least 1."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 1")
     return int(text)
+
+
+def spool_argument(parser: argparse.ArgumentParser, *, created: bool = False) -> None:
+    """Add PATH, as every command has it."""
+    parser.add_argument("path", metavar="PATH", help="the spool file" + ("; created if it is not there" if created else ""))
+
+
+def sync_argument(parser: argparse.ArgumentParser) -> None:
+    """Add --sync, for commands that change the queue."""
+    parser.add_argument(
+        "--sync",
+        metavar="TIME",
+        type=sync_policy,
+        default=1.0,
+        help="the longest time that may be lost to a power cut: 0 for none at all, or `none` to leave it to the kernel (1s)",
+    )

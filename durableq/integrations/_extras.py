@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import ModuleType
 
 from durableq.errors import MissingExtraError
 
 
-def need(module: str, extra: str) -> ModuleType:
-    """Import a library of an extra. Raises MissingExtraError, one line that says what to install."""
+@contextmanager
+def needed(package: str, extra: str) -> Iterator[None]:
+    """Around imports from a package of an extra. Raises MissingExtraError, one line that says what to install."""
     try:
-        return importlib.import_module(module)
+        yield
     except ModuleNotFoundError as exc:
-        if exc.name is None or exc.name.split(".")[0] != module.split(".")[0]:
+        if exc.name is None or exc.name.split(".")[0] != package:
             raise  # it is there, and misses something of its own
         raise MissingExtraError(
-            f"this needs the package {module.split('.')[0]!r}: python -m pip install 'durableq[{extra}]'", name=exc.name
+            f"this needs the package {package!r}: python -m pip install 'durableq[{extra}]'", name=exc.name
         ) from None
+
+
+def need(module: str, extra: str) -> ModuleType:
+    """Import a library of an extra, as `needed`."""
+    with needed(module.split(".")[0], extra):
+        return importlib.import_module(module)

@@ -33,15 +33,14 @@ from urllib.parse import quote, unquote, urlsplit
 from durableq import DecodeError, Delivery, DurableQError, SpoolReplacedError, StaleDeliveryError, __version__
 from durableq.integrations._broker_directory import Facts
 from durableq.integrations._broker_spools import Spools
+from durableq.integrations._extras import needed
 
-try:
+with needed("kombu", "kombu"):
     from kombu.log import get_logger
     from kombu.transport import TRANSPORT_ALIASES, virtual
     from kombu.transport.base import to_rabbitmq_queue_arguments
     from kombu.utils.compat import detect_environment
     from kombu.utils.json import dumps, loads
-except ImportError as exc:
-    raise ImportError("durableq.integrations.kombu needs kombu: python -m pip install 'durableq[kombu]'") from exc
 
 TRANSPORT_ALIASES["durableq"] = "durableq.integrations.kombu:Transport"
 

@@ -24,17 +24,14 @@ from functools import partial
 from time import monotonic
 
 from durableq import Delivery, DurableQError, DurableQueue, Stats
+from durableq.integrations._extras import needed
 from durableq.integrations._metrics import METRICS, Metric
 
-try:
+with needed("opentelemetry", "otel"):
     from opentelemetry import metrics, trace
     from opentelemetry.metrics import CallbackOptions, Meter, Observation
     from opentelemetry.propagate import extract, inject
     from opentelemetry.trace import Span, SpanKind, Tracer
-except ImportError as exc:
-    raise ImportError(
-        "durableq.integrations.otel needs opentelemetry-api: python -m pip install 'durableq[otel]'"
-    ) from exc
 
 _FRESH = 0.1
 """Seconds for which a reading serves; a reader asks for all metrics in one go."""

@@ -15,15 +15,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from durableq import DurableQError, DurableQueue
+from durableq.integrations._extras import needed
 from durableq.integrations._metrics import METRICS, Metric
 
-try:
+with needed("prometheus_client", "prometheus"):
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
     from prometheus_client.registry import Collector
-except ImportError as exc:
-    raise ImportError(
-        "durableq.integrations.prometheus needs prometheus-client: python -m pip install 'durableq[prometheus]'"
-    ) from exc
 
 Family = GaugeMetricFamily | CounterMetricFamily
 

@@ -15,6 +15,7 @@ from durableq import _tail as tail
 from .scenes import (
     BIG,
     LONG,
+    ack_many,
     another_died,
     damaged,
     dead_letter_taken,
@@ -196,6 +197,29 @@ CASES = [
         Found(ready(again=("a1",))),
         Found(),
         take("a1"),
+    ),
+    Case(
+        "ack many",
+        lambda q, d: ack_many(q, d),
+        Found(ready("c1", again=("a1", "b1"))),
+        Found(ready("c1")),
+        take("a1", "b1", "c1", take=2),
+    ),
+    Case(
+        "ack many, to the last",
+        lambda q, d: ack_many(q, d),
+        Found(ready(again=("a1", "b1"))),
+        Found(),
+        take("a1", "b1", take=2),
+    ),
+    Case(
+        "ack many large",
+        lambda q, d: ack_many(q, d),
+        Found(ready("c1", again=("a" + BIG, "b" + BIG))),
+        Found(ready("c1")),
+        take("a" + BIG, "b" + BIG, "c1", take=2),
+        between=lambda f: f.ready in (ready("c1", again=("b" + BIG,)), ready("b" + BIG, "c1")),
+        patches=PUNCH_EARLY,
     ),
     Case(
         "nack",

@@ -36,6 +36,10 @@ def get(*items: Any, take: int = 1) -> Callable[[DurableQueue], Any]:
     return prepare
 
 
+def ack_many(q: DurableQueue, deliveries: list[Any]) -> int:
+    return q._store.ack_many([(d._position, d._index, d._count, 0, 0, b"") for d in deliveries])
+
+
 def returned(*items: Any) -> Callable[[DurableQueue], None]:
     def prepare(q: DurableQueue) -> None:
         q.put_many(items)

@@ -4,5 +4,6 @@
 
 `plans` says what the rounds look like, `worker` is what gets killed, `log` is how a worker says what it did, in a file
 of its own and before anybody asks, `account` reads those files and finds what was lost or done twice, `governor`
-starts, kills and restarts. Nothing here believes what the queue says about itself: only what the workers wrote counts.
+starts, kills and restarts; `part` is a smaller governor, several of which share one queue. Nothing here believes what the
+queue says about itself: only what the workers wrote counts.
 """

@@ -64,8 +64,13 @@ PLANS = [
 ]  # fmt: skip
 
 
+SHARED = Plan("shared", "what the workers of a `part` do", put=("put", "put_many"), take=("get", "hold", "get_many"),
+              most=1000, produce_pause=0.004)  # fmt: skip
+"""Not one of the rounds: several parts, each run by somebody else, share one queue."""
+
+
 def by_name(name: str) -> Plan:
-    for plan in PLANS:
+    for plan in [*PLANS, SHARED]:
         if plan.name == name:
             return plan
     raise SystemExit(f"there is no plan {name!r}; there are: {', '.join(plan.name for plan in PLANS)}")

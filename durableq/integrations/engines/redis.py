@@ -73,7 +73,7 @@ class RedisEngine(Engine):
         self._arguments = (url, own_tag)
         self._own_tag = own_tag
         self._name = name or place.words["stream"]
-        self.path = f"{place.place} {self._name}" if name else place.place
+        self.path = f"{place.place} stream {self._name}"
         self._keys = [self._name, f"{self._name}:delayed", f"{self._name}:options", f"{self._name}:dead"]
         try:
             self._wanted = {

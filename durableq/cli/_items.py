@@ -1,0 +1,88 @@
+"""An item as bytes to be written or text to be read: what the shell shows of what was put by whatever program.
+
+What is in the spool was written by a serializer, and its tag says which. Bytes are shown as they are and JSON as its text.
+Pickles are programs: they are unpickled only for who has asked for it, and then shown as the text of the object.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import pickle
+from typing import Any
+
+from durableq._head import Taken
+from durableq._leases import MAX_COUNT
+from durableq._record import TAG_BYTES, TAG_CUSTOM, TAG_JSON, TAG_PICKLE
+from durableq._store import Store
+from durableq.cli._command import Failure
+
+_SERIALIZERS = {TAG_PICKLE: "pickle", TAG_JSON: "json", TAG_BYTES: "bytes", TAG_CUSTOM: "custom"}
+PLAIN = frozenset((TAG_BYTES, TAG_JSON))
+"""The tags of items whose payload is what is shown."""
+
+
+class Shower:
+    """Shows the items of one queue. Raises Failure for an item that it must not or cannot show."""
+
+    def __init__(self, store: Store, *, unpickle: bool, as_json: bool) -> None:
+        self._store = store
+        self._unpickle = unpickle
+        self._as_json = as_json
+
+    def show(self, box: list[Taken]) -> list[bytes]:
+        """Each item as it is to be written."""
+        if self._as_json:
+            return [self._described(taken) for taken in box]
+        if {taken[3] for taken in box} <= PLAIN:
+            return [taken[5] for taken in box]
+        return [self.plain(taken) for taken in box]
+
+    def plain(self, taken: Taken) -> bytes:
+        """The item itself."""
+        tag, payload = taken[3], taken[5]
+        if tag != TAG_PICKLE:
+            return payload
+        item = self._unpickled(taken)
+        return item if isinstance(item, bytes) else str(item).encode(errors="surrogateescape")
+
+    def described(self, taken: Taken) -> dict[str, Any]:
+        """The item with what is known of it, as an object for JSON."""
+        position, _, count, tag, enqueued, payload = taken
+        about = {
+            "id": self._store.name(position),
+            "deliveries": count & MAX_COUNT,
+            "put": enqueued / 1e6,
+            "serializer": _SERIALIZERS.get(tag, "unknown"),
+        }
+        if tag == TAG_JSON:
+            return {**about, "item": json.loads(payload)}
+        if tag == TAG_PICKLE:
+            item = self._unpickled(taken)
+            return {**about, "item": item if _fits_json(item) else str(item)}
+        try:
+            return {**about, "item": payload.decode()}
+        except UnicodeDecodeError:
+            return {**about, "base64": base64.b64encode(payload).decode()}
+
+    def _described(self, taken: Taken) -> bytes:
+        return json.dumps(self.described(taken)).encode()
+
+    def _unpickled(self, taken: Taken) -> Any:
+        where = f"{self._store.path}: item {self._store.name(taken[0])}"
+        if not self._unpickle:
+            raise Failure(f"{where} is a pickle, and unpickling runs code; --unpickle shows it, if you trust who put it")
+        try:
+            return pickle.loads(taken[5])
+        except Exception as error:
+            raise Failure(
+                f"{where} cannot be unpickled ({type(error).__name__}: {error}); set PYTHONPATH to where its classes are"
+            ) from error
+
+
+def _fits_json(item: Any) -> bool:
+    try:
+        json.dumps(item)
+    except (TypeError, ValueError):
+        return False
+    return True

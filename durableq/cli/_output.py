@@ -1,0 +1,92 @@
+"""Bytes to a descriptor, and how many of them have come through.
+
+A pipe holds what its reader has not read yet: when the reader dies, that is gone, although every write of it succeeded. The
+kernel tells how much it is (FIONREAD, also when the reader is gone), so for a pipe only what was read has come through.
+Elsewhere what the kernel has accepted has.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import stat
+from collections.abc import Sequence
+
+from durableq.cli._command import Failure
+from durableq.cli._pipe import enlarge_pipe, unread
+from durableq.cli._signals import Signals
+
+_MOST_PIECES = 1024  # of one write: IOV_MAX
+
+
+class Outlet:
+    """Writes to a descriptor without ever being stuck in a write that a signal should end."""
+
+    def __init__(self, fd: int, signals: Signals) -> None:
+        self._fd = fd
+        self._signals = signals
+        try:
+            mode = os.fstat(fd).st_mode
+        except OSError as error:
+            raise self._error(error) from error
+        self.is_pipe = stat.S_ISFIFO(mode)
+        if self.is_pipe:
+            enlarge_pipe(fd)
+        self._may_block = self.is_pipe or stat.S_ISSOCK(mode)
+        self.accepted = 0
+        """Bytes that the kernel has taken."""
+        self._poll = select.poll()
+        self._poll.register(fd, select.POLLOUT)
+        self._gone = select.poll()
+        self._gone.register(fd, 0)
+
+    def write(self, pieces: Sequence[bytes]) -> None:
+        """Write all of it. Raises BrokenPipeError, Stopped, and Failure for what else goes wrong (a full disk)."""
+        left = [memoryview(piece) for piece in pieces if piece]
+        while left:
+            try:
+                written = self._write_some(left[:_MOST_PIECES])
+            except BlockingIOError:
+                with self._signals.waiting:
+                    self._poll.poll()
+                continue
+            except BrokenPipeError:
+                raise
+            except OSError as error:
+                raise self._error(error) from error
+            self.accepted += written
+            while left and written >= len(left[0]):
+                written -= len(left.pop(0))
+            if written:
+                left[0] = left[0][written:]
+
+    def _write_some(self, pieces: list[memoryview]) -> int:
+        if not self._may_block:
+            return os.writev(self._fd, pieces)
+        try:
+            return os.pwritev(self._fd, pieces, -1, os.RWF_NOWAIT)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.ESPIPE, errno.EINVAL):
+                raise
+        # An older kernel: wait for room, and write no more than fits into the least room there is.
+        with self._signals.waiting:
+            self._poll.poll()
+        return os.write(self._fd, pieces[0][: select.PIPE_BUF])
+
+    def through(self) -> int:
+        """Bytes that have come through."""
+        return max(0, self.accepted - unread(self._fd)) if self.is_pipe else self.accepted
+
+    def wait_for_reader(self, seconds: float) -> None:
+        """Wait so long, or until the reader is gone: then BrokenPipeError. Raises Stopped."""
+        with self._signals.waiting:
+            gone = self._gone.poll(seconds * 1000)
+        if gone:
+            raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+
+    @staticmethod
+    def _error(error: OSError) -> Failure:
+        if error.errno == errno.EBADF:
+            return Failure("stdout is closed, so nothing was taken; redirect it to a file or a pipe")
+        return Failure(f"cannot write the output: {error.strerror}; what was not written is still in the queue")

@@ -1,0 +1,163 @@
+"""`durableq put`: arguments or a stream become items.
+
+What was read from a stream and could not be put is gone for its producer, so it is told how much that is. What a signal ends
+is the reading: every item that is complete by then is put.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import sys
+from typing import Any
+
+from durableq._queue import DurableQueue
+from durableq.cli._command import DONE, FULL, USAGE, Command, Failure, duration, size, spool_argument, sync_argument
+from durableq.cli._framing import FRAMINGS, splitter
+from durableq.cli._input import batches
+from durableq.cli._signals import Signals, Stopped
+from durableq.errors import Full
+
+BLOCK = 64 << 10
+
+
+def _arguments(parser: argparse.ArgumentParser) -> None:
+    spool_argument(parser, created=True)
+    parser.add_argument("items", metavar="ITEM", nargs="*", default=[], help="an item; without any, items are read from stdin")
+    parser.add_argument(
+        "--framing", choices=FRAMINGS, default="line", help="where an item on stdin ends (line); see the description"
+    )
+    parser.add_argument("--size", type=size, default=BLOCK, metavar="N", help="bytes in a block, for --framing block (64K)")
+    parser.add_argument("--json", action="store_true", help="the items are JSON: Python programs get the objects")
+    parser.add_argument("--delay", type=duration, default=0.0, metavar="TIME", help="nobody gets the items before this time")
+    sync_argument(parser)
+    parser.add_argument("--max-bytes", type=size, metavar="N", help="of a new queue: bytes that it holds at most")
+    parser.add_argument(
+        "--on-full",
+        choices=("block", "drop_oldest", "fail"),
+        help="at --max-bytes: wait for room (the default), drop the oldest items, or end with exit code 6",
+    )
+
+
+def _run(options: argparse.Namespace) -> int:
+    if options.on_full == "drop_oldest" and options.max_bytes is None:
+        raise Failure("--on-full drop_oldest drops when --max-bytes is reached: give --max-bytes as well", USAGE)
+    queue = DurableQueue(
+        options.path,
+        sync=options.sync,
+        max_bytes=options.max_bytes,
+        on_full="drop_oldest" if options.on_full == "drop_oldest" else "block",
+        serializer="json" if options.json else "bytes",
+    )
+    with queue, Signals() as signals:
+        putter = _Putter(queue, options, signals)
+        if options.items:
+            putter.put([os.fsencode(item) for item in options.items])
+        else:
+            putter.put_stream()
+    return DONE
+
+
+class _Putter:
+    def __init__(self, queue: DurableQueue, options: argparse.Namespace, signals: Signals) -> None:
+        self._queue = queue
+        self._options = options
+        self._signals = signals
+
+    def put_stream(self) -> None:
+        """All of stdin."""
+        frames = splitter(self._options.framing, self._options.size)
+        try:
+            for items in batches(0, frames, self._signals):
+                self.put(items)
+        except ValueError as error:
+            raise Failure(f"{error}; the items before it were put") from error
+        except Stopped:
+            # A block is a piece of the stream, the beginning of a line is not the line.
+            if not frames.patient:
+                self.put(frames.rest())
+            elif frames.held:
+                _tell(f"{frames.held} bytes of an item that was not complete were not put")
+            raise
+
+    def put(self, items: list[bytes]) -> None:
+        """Put all of them, waiting for room where there is none. Raises Failure, Stopped and what the queue raises."""
+        done = 0
+        try:
+            decoded = [_json(item) for item in items] if self._options.json else items
+            while done < len(decoded):
+                done += self._put_some(decoded[done:] if done else decoded)
+                if done < len(decoded):
+                    self._wait_for_room(decoded[done], done, len(decoded))
+                    done += 1
+        except BaseException:
+            if done < len(items) and not self._options.items:
+                _tell(f"up to {len(items) - done} items that had been read were not put")
+            raise
+
+    def _put_some(self, items: list[Any]) -> int:
+        """How many were put before the queue was full."""
+        if not self._options.delay:
+            try:
+                self._queue.put_many(items, block=False)
+            except Full as full:
+                return int(str(full).split()[0]) if full.args else 0
+            return len(items)
+        for n, item in enumerate(items):
+            try:
+                self._queue.put(item, block=False, delay=self._options.delay)
+            except Full:
+                return n
+        return len(items)
+
+    def _wait_for_room(self, item: Any, done: int, total: int) -> None:
+        """The queue is full: put one more item, however long that takes."""
+        if self._options.on_full == "fail":
+            counts = f"{done} of {total} items were put"
+            raise Failure(f"{self._queue.path}: the queue is full, {counts}; take some out, or use --on-full block", FULL)
+        with self._signals.waiting:
+            self._queue.put(item, delay=self._options.delay)
+
+
+def _json(item: bytes) -> Any:
+    try:
+        return json.loads(item)
+    except ValueError as error:
+        shown = item[:60].decode(errors="replace")
+        raise Failure(f"{shown!r} is no JSON ({error}); leave --json away to put it as it is") from error
+
+
+def _tell(message: str) -> None:
+    with contextlib.suppress(OSError, ValueError):
+        print(f"durableq: {message}", file=sys.stderr)
+
+
+COMMAND = Command(
+    "put",
+    "put items into a queue: the arguments, or what comes on stdin",
+    _arguments,
+    _run,
+    """\
+An item is bytes: Python programs get it as `bytes`, or with --json as the object that it describes. When `put` has ended
+with 0, everything that it read is in the queue and on the disk; while it runs, what it has read is in the queue at once, and
+on the disk within --sync.
+
+On stdin, --framing says where an item ends: `line` at a newline, `nul` at a zero byte (as of find -print0); `length`: each
+item comes behind its length in 4 bytes, big-endian; `block`: the stream is cut into pieces of --size bytes, or less when it
+pauses, to come out of `get --raw` byte for byte; `whole`: the whole of it is one item.
+
+--max-bytes belongs to the queue and is kept in it: it is set by whoever creates it. With --on-full drop_oldest the queue is a
+bounded log of the last items, for ever, and after a crash too.""",
+    (
+        ("durableq put jobs.dq resize cat.png", "two items"),
+        ("find . -name '*.png' -print0 | durableq put jobs.dq --framing nul", "one item for each file"),
+        ("tar c . | durableq put backup.dq --framing block", "a stream of bytes, to be read with `durableq get --raw`"),
+        ("durableq put jobs.dq --delay 10m 'look again'", "nobody gets it before ten minutes have passed"),
+        (
+            "producer | durableq put events.dq --max-bytes 64M --on-full drop_oldest",
+            "the last 64 MiB of what happened, whatever happens",
+        ),
+    ),
+)
