@@ -336,7 +336,6 @@ class HeadEnd(Handle):
                 return
             self._words[H_STATE] |= SPECIAL  # who comes next has to look at what is due
             self._ledger.append(position, header.size, header.deliveries, due, DELAYED_CODE)
-            self._words[H_STATE] |= SPECIAL  # or nobody would look for it when its time comes
         self._control.set_head(end, sequence + 1)
 
     def _take_returned(self, box: list[Taken], limit: int, done: bool, reserved: int) -> None:
