@@ -132,10 +132,10 @@ class Owners:
         token = _token()
         return [self.slot, *(s for s in self._others() if self._words[owner_word(s) + OWNER_TOKEN] == token)]
 
-    def describe(self, ledger: Ledger) -> tuple[Owner, ...]:
-        """All live owners, named by psutil."""
+    def census(self, ledger: Ledger) -> list[tuple[int, int, bool]]:
+        """Of each live owner: pid, how many items it has, and whether it sleeps. For `describe`."""
         codes = ledger.codes()
-        owners = []
+        found = []
         for slot in sorted([self.slot, *self._others()]):
             if slot != self.slot and not _os.byte_is_locked(self._fd, _byte(slot)):
                 continue
@@ -143,8 +143,8 @@ class Owners:
             pid = self._words[word + OWNER_PID]
             lent = codes.count(owner_code(slot).to_bytes(2, "little"))
             waiting = any(self._words[word + OWNER_GET : word + OWNER_JOIN + 1])
-            owners.append(Owner(pid, *_describe_process(pid), lent, waiting))
-        return tuple(owners)
+            found.append((pid, lent, waiting))
+        return found
 
     def holders(self) -> list[tuple[int, int]]:
         """Pid and owner code of everybody here, the dead too as long as nobody has buried them."""
@@ -200,6 +200,11 @@ def _token() -> int:
 
 def _byte(slot: int) -> int:
     return OWNER_OFFSET + slot * OWNER_SIZE
+
+
+def describe(census: list[tuple[int, int, bool]]) -> tuple[Owner, ...]:
+    """The owners with names, by psutil. Under no lock: to import it takes longer than a thousand puts."""
+    return tuple(Owner(pid, *_describe_process(pid), lent, waiting) for pid, lent, waiting in census)
 
 
 def _describe_process(pid: int) -> tuple[str, float]:
