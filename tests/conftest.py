@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import faulthandler
 import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,10 @@ from durableq import DurableQueue, WorkerPool, check
 from durableq._handle import Handle
 
 pytest_plugins = ["durableq.pytest_plugin"]
+
+# Whoever starts the tests in the background of a script hands an ignored SIGINT down to them, and to all that they start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SPOILING = {"test_bad_input", "test_check", "test_damage", "test_fuzz"}
 """Modules whose tests damage their spool on purpose."""
