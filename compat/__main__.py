@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -12,12 +13,15 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
+from durableq._compiled import COMPILED
+
 from . import broken, report
 from .cpython import SUITES, NoTestPackage, require
 from .pythons import ROOT, environment, find
 from .report import Row
 
-VERSION = ".".join(map(str, sys.version_info[:3]))
+VERSION = ".".join(map(str, sys.version_info[:3])) + ("" if COMPILED else " pure")
+"""The version of this Python; "pure" if durableq's hot path is not compiled."""
 LIMIT = 1200.0
 
 
@@ -53,7 +57,7 @@ def run_all(suites: list[str], methods: list[str]) -> list[Row]:
         for method in [method for method in SUITES[suite] if method in methods] or ["-"]:
             new = list(run(suite, method))
             bad = sum(not row.good for row in new)
-            print(f"{VERSION:7} {suite:16} {method:11} {len(new):3} tests, {bad} not as they should be", flush=True)
+            print(f"{VERSION:12} {suite:16} {method:11} {len(new):3} tests, {bad} not as they should be", flush=True)
             rows += new
     return rows
 
@@ -77,18 +81,24 @@ def self_test() -> tuple[bool, list[str]]:
 
 
 def every_python(pythons: dict[str, str], arguments: list[str]) -> list[Row]:
-    """The same with each Python, in an environment of its own."""
+    """The same with each Python, on durableq as it is installed, and once more with the hot path that is not compiled."""
     rows: list[Row] = []
     for version, interpreter in pythons.items():
-        with tempfile.TemporaryDirectory(prefix="durableq-compat-") as folder:
-            results = Path(folder, "rows")
-            python = environment(interpreter, Path(folder, "venv"))
-            command = [str(python), "-m", "compat", "--json", str(results), *arguments]
-            subprocess.run(command, cwd=ROOT, check=False)
-            if results.exists():
-                rows += [Row(**row) for row in json.loads(results.read_text())]
-            else:
-                rows.append(Row(version, "all", "-", "the run as a whole", "failed", "it ended without results"))
+        with tempfile.TemporaryDirectory(prefix="durableq-compat-") as name:
+            folder = Path(name)
+            python = environment(interpreter, folder / "venv")
+            # A copy of these tests and nothing else: beside the package itself they would import that, not what is installed.
+            shutil.copytree(ROOT / "compat", folder / "compat")
+            ways = ["", "1"] if interpreter == sys.executable else [""]
+            for pure in ways:
+                results = folder / "rows"
+                command = [str(python), "-m", "compat", "--json", str(results), *arguments]
+                subprocess.run(command, cwd=folder, env={**os.environ, "DURABLEQ_PURE": pure}, check=False)
+                if results.exists():
+                    rows += [Row(**row) for row in json.loads(results.read_text())]
+                    results.unlink()
+                else:
+                    rows.append(Row(version, "all", "-", "the run as a whole", "failed", "it ended without results"))
     return rows
 
 

@@ -80,7 +80,7 @@ def _cell(rows: list[Row]) -> str:
 
 def table(rows: list[Row]) -> str:
     """Test by version; the start methods stand in the cells."""
-    versions = sorted({row.version for row in rows}, key=lambda version: [int(part) for part in version.split(".")])
+    versions = sorted({row.version for row in rows}, key=lambda name: ([int(part) for part in re.findall(r"\d+", name)], name))
     lines = ["| test | " + " | ".join(versions) + " |", "|---" * (len(versions) + 1) + "|"]
     by_place: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
@@ -92,11 +92,11 @@ def table(rows: list[Row]) -> str:
 
 
 def skips(rows: list[Row]) -> str:
-    """Each skipped test with the reason that it gave."""
-    found: dict[tuple[str, str], list[str]] = {}
+    """Each skipped test with the versions and the reason that it gave."""
+    found: dict[tuple[str, str], dict[str, None]] = {}
     for row in rows:
         if row.outcome == "skipped":
-            found.setdefault((row.test, row.detail), []).append(f"{row.version} {row.method}".rstrip(" -"))
+            found.setdefault((row.test, row.detail), {})[row.version] = None
     return "\n".join(f"- `{test}` ({', '.join(where)}): {reason}" for (test, reason), where in sorted(found.items()))
 
 

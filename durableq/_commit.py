@@ -25,7 +25,7 @@ from collections.abc import Callable
 
 from durableq import _os
 from durableq._locks import HotLock
-from durableq._state import SYNC_BEGUN, SYNC_DONE, SYNCED, Control
+from durableq._state import DIRTY, DIRTY_IN_SYNC, SYNC_BEGUN, SYNC_DONE, SYNCED, Control
 
 _SLOW = 0.001
 """Seconds of a sync from which on the disk is slow."""
@@ -69,7 +69,7 @@ class Committer:
             if self._thread is None:
                 self._start()
             with self._guard:
-                self._control.words[self._dirty] = 1
+                self._control.words[self._dirty] = DIRTY
                 self._wanted.set()
                 self.armed = True  # last: an interrupt before it costs another call, after it nothing
         else:
@@ -144,12 +144,12 @@ class Committer:
             # Disarm first: what is written from here on may miss this sync and asks for the next one.
             with self._guard:
                 self._wanted.clear()
-                self._control.words[self._dirty] = 2
+                self._control.words[self._dirty] = DIRTY_IN_SYNC
                 self.armed = False
             try:
                 self.sync_now()
             except OSError:
                 return
             with self._guard:
-                if self._control.words[self._dirty] == 2:  # else there is something new
+                if self._control.words[self._dirty] == DIRTY_IN_SYNC:  # else there is something new
                     self._control.words[self._dirty] = 0

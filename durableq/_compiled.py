@@ -1,4 +1,4 @@
-"""The compiled hot path (`_fast.c`), if it was built here and fits this package; else nothing, and Python does all of it.
+"""The compiled hot path (`_c/fast.c`), if it was built here and fits this package; else nothing, and Python does all of it.
 
 `Ends` is the base of `Handle`. The attributes by which a handle tells at a glance that all is usual live in it, so that the
 compiled calls and their twins in Python look at the same ones. `DURABLEQ_PURE=1` keeps it out, to compare the two.

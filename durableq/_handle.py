@@ -24,6 +24,7 @@ from durableq import _os
 from durableq._checkpoint import mark_head, mark_open, mark_tail_synced
 from durableq._commit import Committer
 from durableq._compiled import Ends
+from durableq._fork import begin, end, leave_behind
 from durableq._leases import DEAD_CODE, MAX_COUNT, RETURNED_CODE, Ledger, owner_code
 from durableq._locks import HotLock, under_cold_lock
 from durableq._owner import Owners
@@ -117,14 +118,13 @@ class Handle(Ends):
         self._forked = False
         self._guard = threading.Lock()
         self._open(create)
-        _open_handles[id(self)] = self
 
     # -- opening and closing -------------------------------------------------------------------------------------------
 
     def _open(self, create_file: bool) -> None:
         check_place(self.path)  # before the lock file: nothing is created where the queue is refused
         self._opened = False
-        under_cold_lock(self.path, lambda: self._open_locked(create_file))
+        under_cold_lock(self.path, lambda: self._open_locked(create_file), self._mode)
 
     def _open_locked(self, create_file: bool) -> None:
         self._spool = spool = Spool.open(self.path, self._wanted, self._mode, create=create_file, runs_code=self._runs_code)
@@ -142,13 +142,18 @@ class Handle(Ends):
                     self._recover()
                 self._join_owners(control_fd)
                 self._opened = True
+                self._forked = self._unfit = False
+                _open_handles[id(self)] = self
             except BaseException:
                 os.close(mapped_fd)
                 raise
         except BaseException:
-            spool.close()
-            if control_fd >= 0:
-                os.close(control_fd)
+            # By calls of the system alone: an interrupt that follows the first one may end either, but not before it is done.
+            try:
+                if control_fd >= 0:
+                    os.close(control_fd)
+            finally:
+                os.close(spool.fd)
             raise
 
     def _open_control(self) -> int:
@@ -170,7 +175,7 @@ class Handle(Ends):
                 )
             try:
                 # With nobody else here, an old file is used again: on a full disk there may be no room for a new one.
-                fd = create(path, self._mode) if fd < 0 else reuse(fd)
+                fd = create(path, os.fstat(spool.fd).st_mode & 0o666) if fd < 0 else reuse(fd)
                 _os.pwrite_all(fd, expected, 0)
             except OSError as exc:
                 if fd >= 0:
@@ -226,7 +231,7 @@ class Handle(Ends):
             weakref.WeakMethod(self._poison),
         )
         self._bind()
-        self._pay_syncs()
+        self._owners.pay_syncs(self._committer.sync_now)
         _os.advise_stream(self._spool.fd)
         _close_at_exit()
 
@@ -238,15 +243,11 @@ class Handle(Ends):
             plain = (not options.lease_ms, not options.lease_ms and not options.max_deliveries)
             self._fast_bind(self._control.map, self._fd, self._salt, dirty, self._lent_word, self._own_code, *plain)
 
-    def _pay_syncs(self) -> None:
-        if self._owners.owes_sync:
-            self._owners.owes_sync = False
-            self._committer.sync_now()
-
     @at_tail
     @at_head
     def _claim(self) -> None:
         self._owners.claim(self._ledger)
+        self._owners.reap(self._ledger)  # also for the syncs that they owe: nobody else may be there to pay them
         self._retire()
         if self._owners.alone():
             self._words[SHUTDOWN] = 0
@@ -317,11 +318,13 @@ class Handle(Ends):
         if self.__dict__.get("_opened") and self._control_fd >= 0 and not self._forked:
             self._bar(ClosedError(f"{self.path}: the queue is closed; open it again to go on"))
             files, self._control_fd = (self._ledger, self._spool, self._mapped_fd, self._control_fd), -1
+            closing = begin(self.path)
             if self._committer.idle():
                 _close_files(*files)
+                end(closing)
             else:
                 with suppress(RuntimeError):  # the interpreter is on its way out, and has synced at its exit
-                    threading.Thread(target=_sync_and_close, args=(self._committer, *files), daemon=True).start()
+                    threading.Thread(target=_sync_and_close, args=(self._committer, closing, *files), daemon=True).start()
 
     def _let_go(self) -> None:
         if self._fast_unbind is not None:
@@ -356,7 +359,6 @@ class Handle(Ends):
             with self._guard:
                 if self._forked:
                     self._open(False)
-                    self._forked = self._unfit = False
 
     def look_if_due(self) -> None:
         """Before many items are put or taken in one compiled call: it would leave all of them to its twin for a look."""
@@ -378,12 +380,10 @@ class Handle(Ends):
         died = self._owners.someone_died()
         now = time.monotonic()
         self._look_at = now + max(_LOOK, 50 * (now - began))
-        if not died:
-            return False
-        returned = self._reap()
-        self._pay_syncs()
+        returned = self._reap() if died else 0
         if returned and self._words[GET_WAITERS]:
             self._wakeup.wake(GET, returned)
+        self._owners.pay_syncs(self._committer.sync_now)
         return returned > 0
 
     def _check_barred(self) -> None:
@@ -415,7 +415,7 @@ class Handle(Ends):
         The descriptors share the parent's open file descriptions: they exclude nobody from anybody, and as long as they
         are open here, the parent's death would not free its locks.
         """
-        if not self.closed and not self._forked:
+        if self._control_fd >= 0 and not self._forked:
             for fd in (self._spool.fd, self._control_fd, self._mapped_fd):
                 os.close(fd)
             self._spool.fd = -1
@@ -495,11 +495,12 @@ def _close_files(ledger: Ledger, spool: Spool, *descriptors: int) -> None:
     spool.close()
 
 
-def _sync_and_close(committer: Committer, ledger: Ledger, spool: Spool, *descriptors: int) -> None:
+def _sync_and_close(committer: Committer, closing: object, ledger: Ledger, spool: Spool, *descriptors: int) -> None:
     committer.close()
     with suppress(OSError):
         _os.fdatasync(spool.fd)
     _close_files(ledger, spool, *descriptors)
+    end(closing)
 
 
 _exit_registered_by = 0
@@ -525,6 +526,7 @@ def _close_all() -> None:
 def _after_fork_in_child() -> None:
     for handle in list(_open_handles.values()):
         handle._after_fork()
+    leave_behind()
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from time import monotonic
 
 from durableq import _os
@@ -121,7 +122,7 @@ class HeadEnd(Handle):
                 return False
             if done:
                 self._handed_out += len(box) - begun
-        except BaseException:
+        except BaseException as exc:
             words[H_STATE] |= BUSY
             _mutex_mend(at)
             if code not in TAKEN and words[NAMESPACE] != lock.namespace:
@@ -131,7 +132,10 @@ class HeadEnd(Handle):
             except BaseException:  # interrupted once more, in the very act
                 self._sort_out(box, READY_BYTE)
                 raise
-            raise
+            if not box or not isinstance(exc, OSError):  # else the next call says so: what was taken cannot be given back now
+                raise self._spool.named(exc, "no item was taken") from exc.__cause__
+            if done:
+                self._handed_out += len(box) - begun
         finally:
             _mutex_unlock(at)
         self.told(done, len(box))
@@ -156,7 +160,7 @@ class HeadEnd(Handle):
         if not box:
             return
         head = self._control.head()[0]
-        kept = []
+        kept, others = [], []
         for taken in box:
             position, index = taken[:2]
             i = self._ledger.find(position, max(index, 0)) if position < head else -1
@@ -164,10 +168,13 @@ class HeadEnd(Handle):
                 if i >= 0 and self._ledger.owner[i] & ~DEAD_LENT == self._own_code:
                     kept.append(taken)
             elif i >= 0 or position >= head:
-                self._write_state(position, state)  # it may be marked, but it has its place in the queue
+                others.append(position)
             else:
                 kept.append(taken)
         box[:] = kept
+        for position in others:  # it may be marked, but it has its place in the queue
+            with suppress(OSError):  # a disk that refuses this has refused the mark
+                self._write_state(position, state)
 
     def _fill(self, box: list[Taken], limit: int, done: bool, reserved: int) -> None:
         while len(box) < limit and self._take_fresh(box, limit, done, reserved):
@@ -327,6 +334,7 @@ class HeadEnd(Handle):
                 self._write_state(position, bytes([READY]))  # one of its bits may have flipped
                 self._odd_reader = None
                 return
+            self._words[H_STATE] |= SPECIAL  # who comes next has to look at what is due
             self._ledger.append(position, header.size, header.deliveries, due, DELAYED_CODE)
         self._control.set_head(end, sequence + 1)
 

@@ -45,10 +45,13 @@ from __future__ import annotations
 import ctypes
 import errno
 import logging
+import os
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TypeVar
 
 from durableq import _os
+from durableq._fork import at_work
 from durableq._state import BUSY, NAMESPACE, Control
 from durableq.errors import DamagedError
 
@@ -147,15 +150,24 @@ class HotLock:
             _os.mutex_unlock(at)
 
 
-def under_cold_lock(path: str, work: Callable[[], T]) -> T:
-    """Do `work` under the lock for create, open, recover, repair, compact and close of the queue at `path`."""
+def under_cold_lock(path: str, work: Callable[[], T], mode: int = 0o600) -> T:
+    """Do `work` under the lock for create, open, recover, repair, compact and close of the queue at `path`.
+
+    Whoever may write to the spool may lock it; `mode` is what a spool that is not there yet will have.
+    """
+    with suppress(OSError):
+        mode = os.stat(path).st_mode
+    return at_work(path, lambda: _locked_cold(path, work, mode & 0o666))
+
+
+def _locked_cold(path: str, work: Callable[[], T], mode: int) -> T:
     import filelock  # where it is used: the hot path never does, and it brings asyncio with it
 
     # It tells the root logger of every lock. A program that logs through a queue of ours would log about its own logging.
     logger = logging.getLogger("filelock")
     if logger.level == logging.NOTSET:
         logger.setLevel(logging.INFO)
-    lock = filelock.FileLock(f"{path}-lock", timeout=60, mode=0o600)
+    lock = filelock.FileLock(f"{path}-lock", timeout=60, mode=mode)
     try:
         # It polls: workers that are forked together open the queue together, each in a few milliseconds.
         lock.acquire(poll_interval=0.002)

@@ -1,22 +1,25 @@
 """Owner slots: who has the queue open, known by a kernel lock that vanishes with its holder.
 
-Every handle holds the lock of one byte of the control file for as long as it lives. That it can be taken proves its
-holder gone: no heartbeat, no guess about pids. What a slot records beside it (pid) is for people and for `task_done`.
+Every handle holds the lock of one byte of the control file for as long as it lives. That it is free proves its holder
+gone: no heartbeat, no guess about pids. What a slot records beside it (pid) is for people and for `task_done`.
 
 The lock belongs to the open file description, so two things must not keep a dead holder's lock alive: a forked child
-closes the descriptors it inherited at once (`Store.after_fork`), and the control words are mapped through a descriptor of
-their own, because a mapping, which children inherit, holds on to its open file description as a descriptor does.
+closes the descriptors it inherited at once (`Handle._after_fork`, `_fork`), and the control words are mapped through a
+descriptor of their own, because a mapping, which children inherit, holds on to its open file description as a descriptor does.
 """
 
 from __future__ import annotations
 
 import os
 import secrets
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from durableq import _os
 from durableq._leases import Ledger, owner_code
 from durableq._state import (
+    DIRTY,
+    DIRTY_FOR_ANOTHER,
     GET_WAITERS,
     JOIN_WAITERS,
     NAMESPACE,
@@ -88,26 +91,37 @@ class Owners:
 
     def release(self, ledger: Ledger) -> int:
         """Give back all that this handle holds, and its slot; how many items went back."""
+        self._words[owner_word(self.slot) + OWNER_DIRTY] = 0
+        returned = self._bury(self.slot, ledger)
         slot, self.slot = self.slot, -1
-        returned = self._bury(slot, ledger)
         _os.unlock_byte(self._fd, _byte(slot))
         return returned
 
     def reap(self, ledger: Ledger) -> int:
         """Return what the dead held; how many items. Only slots that may hold something or are counted as sleepers."""
-        returned = 0
-        for slot in self._others():
-            if self._matters(slot):
-                try:
-                    if self._is_dead(slot):
-                        returned += self._bury(slot, ledger)
-                finally:  # also when interrupted: as long as we have its lock it counts as alive
-                    _os.unlock_byte(self._fd, _byte(slot))
-        return returned
+        return sum(self._bury(slot, ledger) for slot in self._missed())
 
     def someone_died(self) -> bool:
         """Whether somebody is gone who had lent items, owed a sync, or is counted as a sleeper; cheap, and needs no lock."""
-        return any(self._matters(slot) and not _os.byte_is_locked(self._fd, _byte(slot)) for slot in self._others())
+        return any(True for _ in self._missed())
+
+    def pay_syncs(self, sync: Callable[[], None]) -> None:
+        """Sync for those buried here who had written what they had not synced yet. Needs no lock."""
+        if not self.owes_sync:
+            return
+        self.owes_sync = False  # before: who is buried meanwhile may have written what this one misses
+        try:
+            sync()
+        except BaseException:
+            self.owes_sync = True
+            raise
+        own = owner_word(self.slot) + OWNER_DIRTY
+        if self._words[own] == DIRTY_FOR_ANOTHER and not self.owes_sync:
+            self._words[own] = 0
+
+    def _missed(self) -> Iterator[int]:
+        # Their locks are looked at and not taken: an interrupt might keep them, and then they would count as alive.
+        return (slot for slot in self._others() if self._matters(slot) and not _os.byte_is_locked(self._fd, _byte(slot)))
 
     def alone(self) -> bool:
         """Whether no other live handle has the queue open."""
@@ -118,10 +132,10 @@ class Owners:
         token = _token()
         return [self.slot, *(s for s in self._others() if self._words[owner_word(s) + OWNER_TOKEN] == token)]
 
-    def describe(self, ledger: Ledger) -> tuple[Owner, ...]:
-        """All live owners, named by psutil."""
+    def census(self, ledger: Ledger) -> list[tuple[int, int, bool]]:
+        """Of each live owner: pid, how many items it has, and whether it sleeps. For `describe`."""
         codes = ledger.codes()
-        owners = []
+        found = []
         for slot in sorted([self.slot, *self._others()]):
             if slot != self.slot and not _os.byte_is_locked(self._fd, _byte(slot)):
                 continue
@@ -129,8 +143,8 @@ class Owners:
             pid = self._words[word + OWNER_PID]
             lent = codes.count(owner_code(slot).to_bytes(2, "little"))
             waiting = any(self._words[word + OWNER_GET : word + OWNER_JOIN + 1])
-            owners.append(Owner(pid, *_describe_process(pid), lent, waiting))
-        return tuple(owners)
+            found.append((pid, lent, waiting))
+        return found
 
     def holders(self) -> list[tuple[int, int]]:
         """Pid and owner code of everybody here, the dead too as long as nobody has buried them."""
@@ -153,16 +167,18 @@ class Owners:
         word = owner_word(slot)
         return any(self._words[word + OWNER_LENT : word + OWNER_JOIN + 1]) or bool(self._words[word + OWNER_DIRTY])
 
-    def _is_dead(self, slot: int) -> bool:
-        return _os.try_lock_byte(self._fd, _byte(slot))
-
     def _bury(self, slot: int, ledger: Ledger) -> int:
         returned = ledger.give_back(slot)
         word = owner_word(slot)
         self._words[word + OWNER_LENT] = 0
         if self._words[word + OWNER_DIRTY]:
-            self.owes_sync = slot != self.slot
-            self._words[word + OWNER_DIRTY] = 0
+            # First it is our debt, and only then no longer theirs: if we are killed before it is paid, who buries us pays it.
+            own = (word if self.slot < 0 else owner_word(self.slot)) + OWNER_DIRTY
+            self.owes_sync = True
+            if self.slot < 0 or self._words[own] != DIRTY:
+                self._words[own] = DIRTY_FOR_ANOTHER
+            if own != word + OWNER_DIRTY:
+                self._words[word + OWNER_DIRTY] = 0
         if any(self._words[word + OWNER_GET : word + OWNER_JOIN + 1]):
             for offset in (OWNER_GET, OWNER_PUT, OWNER_JOIN):
                 self._words[word + offset] = 0
@@ -184,6 +200,11 @@ def _token() -> int:
 
 def _byte(slot: int) -> int:
     return OWNER_OFFSET + slot * OWNER_SIZE
+
+
+def describe(census: list[tuple[int, int, bool]]) -> tuple[Owner, ...]:
+    """The owners with names, by psutil. Under no lock: to import it takes longer than a thousand puts."""
+    return tuple(Owner(pid, *_describe_process(pid), lent, waiting) for pid, lent, waiting in census)
 
 
 def _describe_process(pid: int) -> tuple[str, float]:

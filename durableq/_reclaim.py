@@ -49,7 +49,7 @@ BATCH = 1 << 20
 """Bytes that die before space is given back: a punch costs as much for a block as for a megabyte."""
 REWIND = 1 << 20
 """How far into the file a drained queue goes before it starts at the front again: small enough to stay in the cache."""
-KEEP = 3 << 20
+KEEP = 5 << 18
 """Bytes of a drained file that are kept for reuse rather than truncated."""
 COLLAPSE_AT = 64 << 20
 COLLAPSE_BEHIND = 16 << 20

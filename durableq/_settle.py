@@ -46,12 +46,12 @@ class Settler(HeadEnd):
             if i < 0:
                 return False
             self._finish(i, position)
-        except BaseException:
+        except BaseException as exc:
             words[H_STATE] |= BUSY
             _mutex_mend(at)
             if code not in TAKEN and words[NAMESPACE] != lock.namespace:
                 at = NOBODYS
-            raise
+            raise self._spool.named(exc, "the item is not done and stays lent") from exc.__cause__
         finally:
             _mutex_unlock(at)
         self._is_done()
@@ -99,8 +99,11 @@ class Settler(HeadEnd):
     def ack_oldest(self) -> bool:
         """Make the oldest item done that was lent by `get` to this process, else to anybody; False if there is none."""
         self._check()
-        if not self._ack_oldest_locked():
-            return False
+        try:
+            if not self._ack_oldest_locked():
+                return False
+        except OSError as exc:
+            raise self._spool.named(exc, "the item is not done and stays lent") from exc
         self._is_done()
         return True
 
@@ -221,6 +224,8 @@ class Settler(HeadEnd):
 
         `dead_letter`: put it with the dead letters instead (it cannot be decoded).
         """
+        if not box:  # the disk may be so sick that even a look fails, and its error hides the one that we come from
+            return
         self._check()
         for _, _, _, tag, enqueued, payload in self._untake_locked(box, dead_letter):
             self._append_again(encode_body(payload, tag, enqueued, self._salt))

@@ -244,6 +244,10 @@ class Spool:
             remedy = "nothing was changed; see the kernel's log for the state of the disk"
         return OSError(exc.errno, f"{what}: {os.strerror(exc.errno or 0)}; {remedy}", self.path)
 
+    def named(self, exc: BaseException, what: str) -> BaseException:
+        """What to raise for an exception: itself, or `disk_error` of it if it is the system's and names no file."""
+        return self.disk_error(exc, what) if isinstance(exc, OSError) and exc.filename is None else exc
+
 
 def check_place(path: str) -> None:
     """Raise IsADirectoryError or FileNotFoundError if no file can be at `path`."""

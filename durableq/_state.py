@@ -82,9 +82,11 @@ SYNC_MUTEX, TAIL_MUTEX, HEAD_MUTEX = 3712, 3840, 3968  # bytes, a cache line eac
 
 # The words of an owner slot, counted from its first word. All are written under the head lock but LENT, which only its
 # owner writes: non-zero means that this owner may hold lent items, and so that its death matters.
-# OWNER_DIRTY: 1 while it has written what its own thread is to sync, 2 during that sync: who buries it has to sync.
+# OWNER_DIRTY: DIRTY while it has written what its own thread is to sync, DIRTY_IN_SYNC during that sync, DIRTY_FOR_ANOTHER
+# while it is to sync what somebody dead has written; who buries it has to sync.
 # OWNER_TOKEN tells processes apart where pids do not (containers).
 OWNER_PID, OWNER_LENT, OWNER_GET, OWNER_PUT, OWNER_JOIN, OWNER_TOKEN, OWNER_DIRTY = range(7)
+DIRTY, DIRTY_IN_SYNC, DIRTY_FOR_ANOTHER = 1, 2, 3
 
 _IDENTITY = struct.Struct("<8s16sQQII")
 
@@ -199,6 +201,7 @@ def create(path: str, mode: int) -> int:
     with suppress(FileNotFoundError):
         os.unlink(temporary)  # left by a process of the same pid that was killed right here
     fd = os.open(temporary, flags, mode)
+    os.fchmod(fd, mode)  # whatever the umask says, as for the spool
     try:
         _os.disable_copy_on_write(fd)
         _os.allocate(fd, 0, LEDGER_OFFSET)

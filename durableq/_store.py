@@ -27,7 +27,7 @@ from durableq._handle import at_head, at_tail
 from durableq._head import Taken
 from durableq._leases import DEAD_CODE, DELAYED_CODE, RETURNED_CODE
 from durableq._locks import under_cold_lock
-from durableq._owner import Owner
+from durableq._owner import Owner, describe
 from durableq._record import DONE_BYTE, HEAD_SIZE, READY, Header, decode_due
 from durableq._recovery import Reader
 from durableq._spool import Options
@@ -408,16 +408,17 @@ class Store(TailEnd):
         """The queue at this moment."""
         self._check()
         self._bury_dead()
-        return self._stats_locked(self.peek(1))
+        stats, census = self._stats_locked(self.peek(1))
+        return replace(stats, owners=describe(census))
 
     @at_head
-    def _stats_locked(self, first: list[Taken]) -> Stats:
+    def _stats_locked(self, first: list[Taken]) -> tuple[Stats, list[tuple[int, int, bool]]]:
         words, control = self._words, self._control
         info = os.fstat(self._fd)
         unseen = max(0, words[PUT_DELAYED] - words[SEEN_DELAYED])
         waiting = control.waiting()
         delayed = min(words[DELAYED] + unseen, waiting)
-        return Stats(
+        stats = Stats(
             path=self.path,
             ready=waiting - delayed,
             lent=words[LIVE] - words[RETURNED] - words[DELAYED] - words[DEAD],
@@ -432,5 +433,6 @@ class Store(TailEnd):
             bytes_logical=info.st_size,
             bytes_on_disk=info.st_blocks * 512,
             oldest=first[0][4] / 1e6 if first else None,
-            owners=self._owners.describe(self._ledger),
+            owners=(),
         )
+        return stats, self._owners.census(self._ledger)

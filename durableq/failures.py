@@ -140,6 +140,8 @@ def _append_locked(queue: DurableQueue, line: bytes) -> None:
     fd = os.open(_file(queue), flags, mode)
     try:
         size = os.fstat(fd).st_size
+        if not size:
+            os.fchmod(fd, mode)  # whatever the umask says, as for the spool
         if size > max(SWEEP_FROM, 2 * _swept(os.pread(fd, 256, 0))):
             _sweep_locked(queue)
             return _append_locked(queue, line)  # to the file that took the place of this one
@@ -185,6 +187,7 @@ def _sweep_locked(queue: DurableQueue) -> int:
     fresh = f"{_file(queue)}.new"
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
     with open(os.open(fresh, flags, mode), "wb") as file:
+        os.fchmod(file.fileno(), mode)
         file.write(json.dumps({"swept": len(text)}).encode() + b"\n" + text)
     os.replace(fresh, _file(queue))  # as a whole: killed here, the old stories or the new ones are there
     return len(before) - len(kept)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import faulthandler
+import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,8 +27,50 @@ from durableq._handle import Handle
 
 pytest_plugins = ["durableq.pytest_plugin"]
 
+# Whoever starts the tests in the background of a script hands an ignored SIGINT down to them, and to all that they start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 SPOILING = {"test_bad_input", "test_check", "test_damage", "test_fuzz"}
 """Modules whose tests damage their spool on purpose."""
+
+
+class Watchdog:
+    """Ends the process of a test that goes on to hang after its timeout, in a `close` that waits for the same lock maybe."""
+
+    def __init__(self) -> None:
+        self.stderr = os.dup(2)  # now, before each test's own output is caught
+        self.timeout = 0.0
+
+    def wind_up(self) -> None:
+        if self.timeout:
+            faulthandler.dump_traceback_later(2 * self.timeout, file=self.stderr, exit=True)
+
+
+watchdog = pytest.StashKey[Watchdog]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[watchdog] = Watchdog()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_timeout_set_timer(item: pytest.Item, settings: Any) -> None:
+    item.config.stash[watchdog].timeout = settings.timeout or 0.0
+    item.config.stash[watchdog].wind_up()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_exception_interact(node: pytest.Item) -> None:
+    node.config.stash[watchdog].wind_up()  # pytest itself has just let it run down
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol() -> Iterator[None]:
+    try:
+        return (yield)
+    finally:
+        faulthandler.cancel_dump_traceback_later()
 
 
 @pytest.fixture

@@ -129,6 +129,20 @@ async def coroutine(item):
     return item
 
 
+class Bomb:
+    """An item that ends the process which decodes it."""
+
+    def __reduce__(self):
+        return os._exit, (9,)
+
+
+class Tar:
+    """An item whose decoding does not come to an end."""
+
+    def __reduce__(self):
+        return time.sleep, (600,)
+
+
 def give_up(delivery, error):
     """An `on_error` that allows no second try of what says so."""
     return "hopeless" in str(error)

@@ -15,6 +15,7 @@ import dis
 import faulthandler
 import gc
 import os
+import signal
 import sys
 import threading
 import time
@@ -46,6 +47,8 @@ class Scene(NamedTuple):
     left_too: tuple[str, ...] = ()
     """What else may be left after an interrupt."""
     options: dict[str, Any] = {}  # noqa: RUF012, never changed
+    early: bool = False
+    """Whether all that is left can be had before the interrupted handle is closed."""
 
 
 def got(q: DurableQueue) -> Callable[[], Any]:
@@ -63,6 +66,16 @@ def fell_due(q: DurableQueue) -> Callable[[], Any]:
         q.put(item, delay=0.001)
     time.sleep(0.003)
     return lambda: q.get_many(9)
+
+
+def with_a_dead_holder(q: DurableQueue) -> Callable[[], Any]:
+    q.put("x")
+    child = os.fork()
+    if child == 0:
+        q.get()
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(child, 0)
+    return q._store.reap
 
 
 def rejected_both(q: DurableQueue) -> Callable[[], Any]:
@@ -94,6 +107,7 @@ SCENES = {
     "nack": Scene("xy", lambda q: q.reserve(timeout=0).nack, "xy"),
     "reject": Scene("x", lambda q: q.reserve(timeout=0).reject, "x"),
     "dead letters": Scene("xy", rejected_both, "xy"),
+    "a look around": Scene("", with_a_dead_holder, "x", early=True),
     "redrive": Scene("x", rejected, "x"),
     "purge": Scene("xy", lambda q: q.purge, "", ("xy", "y")),
     "compact": Scene("xy", lambda q: q.compact, "xy"),
@@ -215,8 +229,10 @@ class Stage:
         where = f"after an interrupt at {place(interrupt)}" if interrupt else "without an interrupt"
         # While the interrupt and its traceback are still alive.
         self.observed(self.other.stats, where)
-        q.close()
+        if not self.scene.early:
+            q.close()
         left = self.observed(self.drain, where)
+        q.close()
         assert left in (self.scene.left, *(self.scene.left_too if interrupt else ())), f"{where}: {left!r} is left"
         again = interrupt is not None
         del interrupt, operation

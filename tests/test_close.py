@@ -160,22 +160,24 @@ def test_opening_and_closing_leaks_no_descriptor(start, path):
     ).finish()
 
 
-def test_a_handle_can_be_closed_while_another_thread_s_first_put_returns(start, path):
-    # Threads change places as often as they can, so that the close comes at every stage of the put.
-    start(
-        """
-        sys.setswitchinterval(1e-6)
-        for _ in range(100):
-            q = DurableQueue(path)
-            producer = threading.Thread(target=q.put, args=("x",))
-            producer.start()
-            q.get()
-            q.task_done()
-            q.close()
-            producer.join()
-        """,
-        path,
-    ).finish()
+def test_a_close_waits_for_the_thread_that_another_thread_s_first_put_is_about_to_start(q, monkeypatch):
+    waited = []
+    closer = threading.Thread(target=q.close)
+    start = threading.Thread.start
+
+    def late(thread):
+        if thread.name == "durableq-sync":
+            start(closer)
+            assert q._store._committer._stop.wait(PATIENCE)
+            closer.join(0.3)
+            waited.append(closer.is_alive())  # it must not come to its end before there is a thread to wait for
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", late)
+    q.put("x")
+    closer.join(PATIENCE)
+    assert not closer.is_alive()
+    assert waited == [True]
 
 
 def test_join_thread_after_close_returns(q):

@@ -242,7 +242,7 @@ REASONS = {
     "get: none wanted": ({}, started(b"a"), lambda q: take(q, limit=0), GETS),
     "ack: nothing lent": ({}, started(b"a"), ack, TASK_DONE),
     "ack: space is due": ({}, then(hold(2), set_word(state.UNPUNCHED, BATCH - 8)), ack, TASK_DONE),
-    "ack: a large ledger is empty": ({}, then(hold(9000), lambda q: [q.task_done() for _ in range(8999)]), ack, TASK_DONE),
+    "ack: a large ledger is empty": ({}, then(hold(20_000), lambda q: [q.task_done() for _ in range(19_999)]), ack, TASK_DONE),
     "ack: the ledger moved": ({}, then(hold(2), other_grows_the_ledger), ack, TASK_DONE),
     "ack: somebody else has it": (
         {"lease": 0.001},

@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 
 import pytest
-from processes import PATIENCE
+from processes import PATIENCE, until
 
-from durableq import Empty
+from durableq import DurableQueue, Empty
+from durableq._handle import Handle
 
 
 def test_a_delayed_item_is_not_delivered_before_its_time(q):
@@ -98,3 +99,33 @@ def test_a_nacked_delay_survives_a_reopening(q, open_queue):
     with pytest.raises(Empty):
         again.get_nowait()
     assert again.qsize() == 1
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_who_only_polls_gets_a_delayed_item_when_its_time_has_come(path, monkeypatch, compiled):
+    monkeypatch.setattr(Handle, "compiled", compiled)
+    with DurableQueue(path) as q:
+        q.put("x", delay=0.05)
+
+        def got():
+            try:
+                return q.get_nowait()
+            except Empty:
+                return None
+
+        until(got)
+
+
+def test_a_delayed_item_that_a_get_passed_by_is_delivered_when_it_is_due(q):
+    for _ in range(2):
+        q.put("warm")
+        q.get()
+        q.task_done()
+    q.put("a")
+    q.put("delayed", delay=0.05)
+    due = time.time() + 0.06
+    q.put_many("bc")
+    assert q.get_many(2) == ["a", "b"]
+    q._store._look_at = float("inf")
+    until(lambda: time.time() > due)
+    assert q.get_many(2, block=False) == ["delayed", "c"]

@@ -53,7 +53,7 @@ def test_what_a_living_process_holds_does_not_come_back(subject, jobs, start):
     child = start("q = durableq.connect(path); say(q.get()); hear(); q.task_done(); say('done')", subject.url)
     child.expect("a")
     with pytest.raises(Empty):
-        jobs.get(timeout=2.5)  # more than two silences
+        jobs.get(timeout=subject.long_enough)
     child.tell()
     child.expect("done")
 
@@ -344,8 +344,13 @@ def test_what_kills_its_holders_is_a_dead_letter_after_max_deliveries(subject, s
     child = start("q = durableq.connect(path); say(q.get()); hear()", subject.url)
     child.expect("poison")
     child.kill()
-    with pytest.raises(Empty):
-        jobs.get(timeout=3)
+
+    def buried():
+        with pytest.raises(Empty):
+            jobs.get(timeout=0.1)
+        return jobs.dead_letters.qsize()
+
+    until(buried)
     assert jobs.dead_letters.get(timeout=PATIENCE) == "poison"
 
 

@@ -166,9 +166,18 @@ def test_a_story_that_the_disk_does_not_take_costs_no_item(q, path, caplog):
     assert "the story of" in caplog.text and "no such customer" in caplog.text
 
 
-def test_the_file_is_as_private_as_the_spool(open_queue, path):
-    fail(open_queue(mode=0o600))
-    assert path.with_name("q.dq-failures").stat().st_mode & 0o777 == 0o600
+@pytest.mark.parametrize("mode", [0o600, 0o660])
+def test_the_file_is_as_private_as_the_spool_whatever_the_umask_and_so_it_stays(open_queue, path, mode, monkeypatch):
+    monkeypatch.setattr(failures, "FRESH", 0.0)
+    umask = os.umask(0o077)
+    try:
+        q = open_queue(mode=mode, serializer="json")
+        fail(q)
+        assert path.with_name("q.dq-failures").stat().st_mode & 0o777 == mode
+        failures.sweep(q)
+        assert path.with_name("q.dq-failures").stat().st_mode & 0o777 == mode
+    finally:
+        os.umask(umask)
 
 
 def test_a_link_in_its_place_is_not_followed(q, path, tmp_path, caplog):

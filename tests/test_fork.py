@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from processes import PATIENCE
 
+from durableq import DurableQueue
+
 # Each test runs in a process of its own, so that nothing of the test runner is forked along.
 HELPERS = """
 def fork(work):
@@ -321,3 +323,62 @@ wait_for(fork(work))
 """,
         path,
     ).finish()
+
+
+IN_ANOTHER_THREAD = """
+from durableq import _handle
+reached, go = threading.Event(), threading.Event()
+
+def stall(method):
+    real = getattr(_handle.Handle, method)
+    def stalled(self, *args):
+        result = real(self, *args)
+        if threading.current_thread() is not threading.main_thread():
+            reached.set()
+            go.wait()
+        return result
+    setattr(_handle.Handle, method, stalled)
+
+def meanwhile(work):
+    threading.Thread(target=work, daemon=True).start()
+    reached.wait()
+    if os.fork() == 0:
+        say("forked")
+        hear()
+        os._exit(0)
+    hear()
+"""
+
+
+def test_a_child_forked_while_another_thread_opens_a_handle_keeps_no_lock_of_it(start, path, q):
+    parent = start(
+        IN_ANOTHER_THREAD
+        + """
+stall("_claim")
+meanwhile(lambda: DurableQueue(path))
+""",
+        path,
+    )
+    parent.expect("forked")
+    parent.kill()
+    with DurableQueue(path):  # the cold lock is free
+        assert len(q.stats().owners) == 2
+
+
+def test_a_child_forked_while_another_thread_closes_a_handle_keeps_no_lock_of_it(start, path, q):
+    parent = start(
+        IN_ANOTHER_THREAD
+        + """
+q = DurableQueue(path)
+q.put("x")
+q.get()
+stall("_wake_everybody")
+meanwhile(q.close)
+""",
+        path,
+    )
+    parent.expect("forked")
+    parent.kill()
+    with DurableQueue(path):
+        assert len(q.stats().owners) == 2
+    assert q.get(timeout=PATIENCE) == "x"

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 
 import psutil
 import pytest
-from processes import until
+from processes import PATIENCE, until
 
 from durableq import Owner, Stats
 
@@ -180,3 +181,21 @@ def test_a_queue_tells_its_own_options(open_queue):
 
 def test_a_queue_without_these_options_tells_none(q):
     assert (q.max_deliveries, q.lease) == (None, None)
+
+
+def test_others_take_items_while_stats_looks_for_the_names_of_the_owners(q, open_queue, monkeypatch):
+    other = open_queue()
+    q.put("x")
+    taken = []
+    taker = threading.Thread(target=lambda: taken.append(other.get(timeout=PATIENCE)))
+
+    def process(pid):
+        if taker.ident is None:
+            taker.start()
+        taker.join(PATIENCE)
+        return psutil_process(pid)
+
+    psutil_process = psutil.Process
+    monkeypatch.setattr(psutil, "Process", process)
+    q.stats()
+    assert taken == ["x"]

@@ -17,8 +17,8 @@ LAYERS = [
     ["_state"],
     ["_spool"],
     ["_checkpoint"],
-    ["_locks", "_leases"],
-    ["_runs"],
+    ["_fork", "_leases"],
+    ["_locks", "_runs"],
     ["_owner", "_wakeup", "_commit", "_scan"],
     ["_reclaim", "_recovery"],
     ["_fast"],
@@ -76,7 +76,7 @@ FILES = {
     ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): path for path in PACKAGE.rglob("*.py")
 }
 MODULES = sorted(FILES)
-COMPILED = sorted(path.stem for path in PACKAGE.glob("*.c"))
+COMPILED = ["_fast"]
 
 
 class _Running(ast.NodeTransformer):

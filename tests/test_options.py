@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import stat
+
 import pytest
 from processes import until
 
@@ -105,3 +107,12 @@ def test_a_contradiction_does_not_disturb_the_handles_that_are_open(path, open_q
     with pytest.raises(Empty):
         q.get_nowait()
     until(lambda: len(q.stats().owners) == 1)
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o660])
+def test_who_may_write_to_the_spool_may_use_its_companions(path, mode):
+    with DurableQueue(path, mode=mode, serializer="bytes"):
+        modes = {file.name: stat.S_IMODE(file.stat().st_mode) for file in path.parent.iterdir()}
+    assert modes["q.dq"] == modes["q.dq-shm"] == modes["q.dq-lock"] == mode
+    with DurableQueue(path, serializer="bytes"):
+        assert stat.S_IMODE((path.parent / "q.dq-lock").stat().st_mode) == mode

@@ -9,11 +9,14 @@ import time
 
 import pool_jobs
 import pytest
-from pool_jobs import LATER
+from pool_jobs import AT_ONCE, LATER
 from processes import until
 
 from durableq import Backoff, DurableQueue, PoolError, WorkerPool, failures
 from durableq.pool import Result
+from durableq.pool._link import Cell
+from durableq.pool._settings import Settings
+from durableq.pool._worker import Worker
 
 
 @pytest.fixture
@@ -192,8 +195,10 @@ def test_a_result_that_cannot_be_put_is_a_failure_of_the_item(q, pool, results):
 def test_an_item_that_cannot_be_decoded_is_a_dead_letter_and_the_others_are_done(q, pool, open_queue, caplog):
     q.put_many([1j, 2j])
     open_queue(serializer="json").put([3])
-    assert pool(serializer="json").run(until_empty=True).done == 1
+    running = pool(serializer="json")
+    assert running.run(until_empty=True).done == 1
     assert q.stats().dead == 2
+    assert len([story for story in running.failures() if "serializer 'pickle'" in story.reason]) == 2
     assert "written by serializer 'pickle'" in caplog.text
 
 
@@ -264,6 +269,26 @@ def test_a_batch_that_kills_its_worker_comes_again_one_by_one_so_that_only_the_b
     assert sorted(result.value for result in everything(results)) == [1, 2, 3]
     assert q.dead_letters.peek(5) == [("exit", 1)]
     assert running.failures()[0].reason == "ended with exit code 1"
+
+
+def test_what_was_delivered_before_comes_alone_and_not_with_the_fresh_items_behind_it(q, pool):
+    q.put(("raise", "x"))
+    q.reserve(timeout=0).nack()
+    q.put_many([1, 2, 3])
+    tally = pool(pool_jobs.work_all, batch=10, max_deliveries=2).run(until_empty=True)
+    assert (tally.done, tally.failed, tally.dead) == (3, 1, 1)
+
+
+def test_what_comes_back_while_a_batch_is_made_up_is_not_taken_into_it(q):
+    q.put_many("abc")
+    first, second = q.reserve_sealed(2)
+    second.nack()
+    settings = Settings(q, print, None, 10, None, AT_ONCE, None, None, None, None, logging.INFO)
+    together = Worker(settings, Cell(), None)._join(first)
+    for delivery in together:
+        q.unseal(delivery)
+    assert [delivery.item for delivery in together] == ["a", "c"]
+    assert q.reserve(timeout=0).deliveries == 2
 
 
 def test_a_batch_with_the_wrong_number_of_results_has_failed(q, pool, results):

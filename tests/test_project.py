@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -53,3 +54,27 @@ def test_everything_that_is_exported_is_there_and_documented(name):
 )
 def test_every_promised_name_is_exported(name):
     assert name in durableq.__all__
+
+
+def test_a_test_that_hangs_in_its_teardown_ends_the_run(tmp_path):
+    hanging = tmp_path / "test_hanging.py"
+    hanging.write_text(
+        """
+import threading
+import pytest
+
+@pytest.fixture
+def closing():
+    yield
+    threading.Event().wait()
+
+def test_that_hangs(closing):
+    threading.Event().wait()
+"""
+    )
+    command = [sys.executable, "-m", "pytest", "-p", "conftest", "--timeout=0.5", "-p", "no:cacheprovider", str(hanging)]
+    done = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": os.path.dirname(__file__)}
+    )
+    assert done.returncode == 1
+    assert "in closing" in done.stderr, done.stderr

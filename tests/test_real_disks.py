@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from contextlib import suppress
@@ -204,3 +205,93 @@ with DurableQueue(path) as q:
     assert q.get() == "x"
 """
     )
+
+
+SICK = """
+def refused(call):
+    try:
+        call()
+    except OSError as error:
+        assert path in str(error), error
+        return error.errno
+    return 0
+
+q = DurableQueue(path, serializer="bytes", sync=None)
+g = DurableQueue(path, serializer="bytes", sync=None, ack="get")
+items = [b"%06d" % n * 40 for n in range(400)]
+q.put_many(items)
+for n in range(4):
+    assert q.get() == items[n]
+    q.task_done()
+assert g.get() == items[4]
+held = q.reserve_many(3)
+q.sync()
+"""
+
+
+def test_marks_on_a_full_copy_on_write_file_are_refused_with_an_error_and_made_when_there_is_room(tmp_path):
+    image = tmp_path / "fs.img"
+    try:
+        make(image, "xfs", 300 << 20)
+        with mounted(image, tmp_path / "mnt", "xfs") as where:
+            code = (
+                SICK
+                + """
+import errno, subprocess
+folder = os.path.dirname(path)
+subprocess.run(["cp", "--reflink=always", path, folder + "/clone"], check=True)  # each change now takes a block
+os.sync()
+with open(folder + "/rest", "wb", buffering=0) as rest:
+    for size in (1 << 20, 4096):
+        try:
+            while True:
+                rest.write(bytes(size))
+        except OSError:
+            pass
+os.sync()
+for _ in range(3):
+    for call in (held[0].ack, g.get_nowait, lambda: g.get_many(3, False)):
+        refused(call) or say("took")
+left = q.stats()
+os.unlink(folder + "/rest")
+os.unlink(folder + "/clone")
+os.sync()
+got = g.get_many(1000, False)
+assert len(got) == left.ready and got == items[400 - len(got):], len(got)
+q.close()
+"""
+            )
+            _run_sick(code, where / "q.dq")
+    except Unavailable as exc:
+        pytest.skip(str(exc))
+
+
+@pytest.mark.parametrize("name", ["xfs", "ext4"])
+def test_marks_on_a_file_system_that_shut_down_are_refused_with_an_error_and_no_signal(name, tmp_path):
+    if not shutil.which("xfs_io"):
+        pytest.skip("needs xfs_io")
+    image = tmp_path / "fs.img"
+    try:
+        make(image, name, {"xfs": 300 << 20, "ext4": 32 << 20}[name])
+        with mounted(image, tmp_path / "mnt", name) as where:
+            code = (
+                SICK
+                + """
+import subprocess
+subprocess.run(["xfs_io", "-x", "-c", "shutdown", os.path.dirname(path)], check=True, capture_output=True)
+for call in (held[0].ack, q.get_nowait, g.get_nowait, lambda: g.get_many(3, False), lambda: q.put(b"x")):
+    assert refused(call), call
+os._exit(0)
+"""
+            )
+            _run_sick(code, where / "q.dq")
+        with mounted(image, tmp_path / "mnt", name) as where:
+            # What was synced: four acks and a get.
+            _run_sick("with DurableQueue(path, serializer='bytes') as q: assert q.qsize() == 395", where / "q.dq")
+    except Unavailable as exc:
+        pytest.skip(str(exc))
+
+
+def _run_sick(code, path):
+    done = subprocess.run([sys.executable, "-c", PRELUDE + code, str(path)], capture_output=True, text=True, timeout=50)
+    assert done.returncode == 0, f"{done.returncode} {done.stdout} {done.stderr}"

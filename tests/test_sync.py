@@ -7,6 +7,8 @@ import threading
 import pytest
 from processes import PATIENCE
 
+from durableq import _os
+
 
 @pytest.mark.parametrize("sync", [0, 0.01, 1.0, 30, None])
 def test_every_setting_queues_and_delivers(open_queue, sync):
@@ -89,3 +91,60 @@ def test_a_thread_that_cannot_be_started_leaves_the_queue_usable(path, open_queu
     q.put("y")
     q.close()
     assert open_queue().get_many(5) == ["x", "y"]
+
+
+@pytest.fixture
+def syncs(monkeypatch):
+    """How often this process has synced by now."""
+    calls = []
+    real = _os.fdatasync
+
+    def counted(fd):
+        calls.append(fd)
+        return real(fd)
+
+    monkeypatch.setattr(_os, "fdatasync", counted)
+    return calls
+
+
+def test_who_opens_syncs_for_all_who_were_killed_before_their_sync(start, path, open_queue, syncs):
+    idle = start("q = DurableQueue(path, sync=60); say('open'); hear()", path)
+    idle.expect("open")
+    writer = start("q = DurableQueue(path, sync=60); q.put('x'); say('put'); hear()", path)
+    writer.expect("put")
+    for child in (writer, idle):
+        child.kill()
+    open_queue(sync=None)
+    assert syncs
+
+
+def test_who_only_counts_syncs_for_the_killed_when_it_looks_around(start, path, q, syncs):
+    writer = start("q = DurableQueue(path, sync=60); q.put('x'); q.get(); say('put'); hear()", path)
+    writer.expect("put")
+    writer.kill()
+    assert q.qsize() == 1
+    q._store.reap()
+    assert len(syncs) == 1
+
+
+def test_who_buries_a_writer_and_is_killed_before_its_sync_leaves_it_to_the_next(start, path, q, syncs):
+    writer = start("q = DurableQueue(path, sync=60); q.put('x'); say('put'); hear()", path)
+    undertaker = start(
+        """
+        from durableq import _os
+        q = DurableQueue(path, sync=None)
+        say("open")
+        hear()
+        _os.fdatasync = lambda fd: os.kill(os.getpid(), signal.SIGKILL)
+        q._store.reap()
+        """,
+        path,
+    )
+    undertaker.expect("open")
+    writer.expect("put")
+    writer.kill()
+    undertaker.tell()
+    undertaker.process.wait(PATIENCE)
+    assert not syncs
+    q._store.reap()
+    assert len(syncs) == 1

@@ -154,6 +154,7 @@ def read_until(program, words):
         line = program.stderr.readline()
         assert line, text
         text += line
+    assert "Traceback" not in text, text
     return text
 
 
@@ -200,12 +201,28 @@ def test_a_ctrl_c_at_the_terminal_reaches_all_and_harms_none(q, durableq, shop):
     assert len(told(shop / "slow")) == 1
 
 
-def test_a_ctrl_c_while_workers_are_starting_leaves_no_traceback(q, durableq):
-    for _ in range(3):
-        program = durableq("work", "q.dq", "jobs:handle", "-j", "3")
-        read_until(program, "3 workers on")
-        os.killpg(program.pid, signal.SIGINT)
-        end(program, -signal.SIGINT)
+def test_a_ctrl_c_while_workers_are_starting_leaves_no_traceback(q, durableq, shop):
+    (shop / "slow.py").write_text(SLOW)
+    program = durableq("work", "q.dq", "slow:handle", "-j", "2")
+    until(lambda: len(list(shop.glob("importing-*"))) == 2)
+    os.killpg(program.pid, signal.SIGINT)
+    read_until(program, "SIGINT: stopping")
+    (shop / "go").touch()
+    end(program, -signal.SIGINT)
+
+
+SLOW = """
+import os, sys, time
+from pathlib import Path
+
+if "--multiprocessing-fork" in sys.orig_argv:
+    Path(f"importing-{os.getpid()}").touch()
+    while not Path("go").exists():
+        time.sleep(0.005)
+
+def handle(item):
+    pass
+"""
 
 
 def test_sigterm_to_the_whole_group_as_from_systemd_is_an_orderly_end(q, durableq, shop):

@@ -38,6 +38,8 @@ from typing import Any
 from durableq.failures import LONGEST
 
 NOW = b"now"
+NOT_DECODED = "an item that was not decoded"
+"""For people, in place of the item."""
 ASK = signal.SIGUSR2
 """The worker's Python stack is written to its last words at this signal, even if it never gives up the GIL again."""
 
@@ -88,12 +90,16 @@ class Cell:
 
     # -- the worker's side ---------------------------------------------------------------------------------------------
 
-    def begin(self, id: str, item: str, deliveries: int, count: int) -> None:
-        """The worker begins with `count` items, of which this is the first."""
+    def begin(self, id: str, deliveries: int, count: int) -> None:
+        """The worker begins with `count` items, of which this is the first; what it is can be told by `name`."""
         cell = self.fields
-        cell.id, cell.item = _packed(id, 64), _packed(item, 512)
+        cell.id, cell.item = _packed(id, 64), _packed(NOT_DECODED, 512)
         cell.deliveries, cell.count = deliveries, count
         cell.since = time.monotonic()
+
+    def name(self, item: str) -> None:
+        """What the first item is, as a short text."""
+        self.fields.item = _packed(item, 512)
 
     def end(self) -> None:
         """It has nothing in hand."""

@@ -30,7 +30,7 @@ from durableq._delivery import Delivery
 from durableq.errors import DecodeError, Empty, ShutDown, StaleDeliveryError
 from durableq.failures import Failure
 from durableq.pool._keeper import Keeper, die_with, take_signals
-from durableq.pool._link import Cell, Forwarder
+from durableq.pool._link import NOT_DECODED, Cell, Forwarder
 from durableq.pool._settings import Result, Settings
 
 _log = logging.getLogger("durableq.pool")
@@ -80,11 +80,8 @@ class Worker:
             if reason:
                 return reason, False
             try:
-                first = self._queue.reserve(timeout=_LOOK)
+                (first,) = self._queue.reserve_sealed(1, timeout=_LOOK)
             except Empty:
-                continue
-            except DecodeError as error:
-                _log.error("%s", error)
                 continue
             except ShutDown:
                 return "the queue was shut down", True
@@ -116,11 +113,8 @@ class Worker:
         if self._settings.batch is None or self._settings.batch == 1 or first.deliveries > 1:
             return together
         try:
-            others = self._queue.reserve_many(self._settings.batch - 1, block=False)
+            others = self._queue.reserve_sealed(self._settings.batch - 1, block=False)
         except (Empty, ShutDown):
-            return together
-        except DecodeError as error:
-            _log.error("%s", error)
             return together
         for delivery in others:
             if delivery.deliveries == 1:
@@ -130,17 +124,32 @@ class Worker:
         return together
 
     def _take_on(self, together: list[Delivery]) -> None:
-        """Run the function on these and settle them."""
+        """Decode these, run the function on them and settle them."""
         first = together[0]
-        self._cell.begin(first.id, failures.short(first.item), first.deliveries, len(together))
+        self._cell.begin(first.id, first.deliveries, len(together))
         self._keeper.held = together
         try:
             if self._settings.lease is not None:
                 self._keeper.extend()
-            self._run(together)
+            decoded = [delivery for delivery in together if self._is_decoded(delivery)]
+            if decoded:
+                self._cell.name(failures.short(decoded[0].item))
+                self._run(decoded)
         finally:
             self._cell.end()
             self._keeper.held = ()
+
+    def _is_decoded(self, delivery: Delivery) -> bool:
+        """Decode it; what cannot be decoded is a dead letter."""
+        try:
+            self._queue.unseal(delivery)
+        except DecodeError as error:
+            failures.note(self._queue, Failure.now(delivery.id, delivery.deliveries, NOT_DECODED, str(error)))
+            if _settle(delivery, Delivery.reject):
+                self._cell.fields.dead += 1
+                _log.error("item %s is a dead letter: %s", delivery.id, error)
+            return False
+        return True
 
     def _delivered_too_often(self, delivery: Delivery) -> bool:
         """Whether it has had all its chances: each of its workers died, or it would not come once more."""
@@ -151,7 +160,7 @@ class Worker:
         story = failures.latest(self._queue, delivery.id)
         if story is None or story.deliveries < before:  # the pool that saw its worker die did not live to tell
             reason = f"delivered {before} times, and nobody lived to tell what happened"
-            failures.note(self._queue, Failure.now(delivery.id, before, failures.short(delivery.item), reason))
+            failures.note(self._queue, Failure.now(delivery.id, before, NOT_DECODED, reason))
         if _settle(delivery, Delivery.reject):
             self._cell.fields.dead += 1
             _log.error("item %s is a dead letter: %d deliveries, and each worker died", delivery.id, before)

@@ -28,7 +28,11 @@ class KafkaCluster:
             [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
         )
         assert self._process.stdout is not None
-        self.port = int(self._process.stdout.readline())
+        line = self._process.stdout.readline()
+        if not line.strip().isdigit():
+            self.kill()
+            pytest.skip("this librdkafka has no mock cluster; install the wheel: python -m pip install -U confluent-kafka")
+        self.port = int(line)
         if advertise is not None:
             self.tell("advertise", advertise)
 
@@ -46,29 +50,28 @@ class KafkaCluster:
             assert pipe is not None
             pipe.close()
 
-    def messages(self, topic: str, at_least: int = 0) -> list[object]:
+    def messages(self, topic: str) -> list[object]:
         """What the topic holds, as a consumer of its own sees it."""
-        from confluent_kafka import OFFSET_BEGINNING, Consumer, TopicPartition
+        from confluent_kafka import Consumer, TopicPartition
 
-        consumer = Consumer({"bootstrap.servers": f"127.0.0.1:{self.port}", "group.id": "tests", "enable.partition.eof": True})
+        servers = {"bootstrap.servers": f"127.0.0.1:{self.port}", "group.id": "tests"}
+        consumer = Consumer({**servers, "enable.partition.eof": True, "enable.auto.commit": False, "fetch.wait.max.ms": 10})
         try:
-            consumer.assign([TopicPartition(topic, 0, OFFSET_BEGINNING)])
-            return list(_until_the_end(consumer, at_least))
+            consumer.assign([TopicPartition(topic, 0, 0)])
+            return list(_until_the_end(consumer))
         finally:
             consumer.close()
 
 
-def _until_the_end(consumer: object, at_least: int) -> Iterator[object]:
+def _until_the_end(consumer: object) -> Iterator[object]:
     from confluent_kafka import KafkaError
 
-    count = 0
     while True:
         message = consumer.poll(20.0)
         assert message is not None, "the mock cluster does not answer"
         if message.error() is None:
-            count += 1
             yield message
-        elif message.error().code() == KafkaError._PARTITION_EOF and count >= at_least:
+        elif message.error().code() == KafkaError._PARTITION_EOF:
             return
 
 

@@ -19,6 +19,8 @@ class Subject:
 
     def __init__(self, kind: str, url: str, *cannot: str) -> None:
         self.kind, self.url, self._cannot = kind, url, cannot
+        self.long_enough = 2.5 if kind == "redis" else 0.3
+        """Seconds in which what is not held any more would have come back: two silences, where those matter."""
         self._opened: list[Any] = []
 
     def open(self, **options: Any) -> Any:
