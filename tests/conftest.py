@@ -21,6 +21,7 @@ from engines.rabbitmq import RabbitMQ
 from engines.redis_server import RedisServer
 from engines.subjects import Subject, numbers
 from processes import PATIENCE, Child
+from shells import Shell, Terminal
 
 from durableq import DurableQueue, WorkerPool, check
 from durableq._handle import Handle
@@ -141,6 +142,33 @@ def start(path: Path) -> Iterator[Callable[..., Child]]:
     yield starter
     for child in children:
         child.dispose()
+
+
+@pytest.fixture
+def shell(tmp_path: Path) -> Iterator[Shell]:
+    """A shell in a directory of its own. After the test every queue in it is checked."""
+    folder = tmp_path / "shell"
+    folder.mkdir()
+    shell = Shell(folder)
+    yield shell
+    shell.dispose()
+    for spool in folder.glob("*.dq"):
+        report = check(spool)
+        assert report.ok, report
+
+
+@pytest.fixture
+def terminal(shell: Shell) -> Iterator[Callable[..., Terminal]]:
+    """`terminal(command)` runs a command on a pseudo-terminal."""
+    terminals: list[Terminal] = []
+
+    def starter(command: str, **options: Any) -> Terminal:
+        terminals.append(Terminal(shell, command, **options))
+        return terminals[-1]
+
+    yield starter
+    for one in terminals:
+        one.dispose()
 
 
 @pytest.fixture(autouse=True)
