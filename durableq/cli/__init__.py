@@ -34,7 +34,7 @@ from durableq.cli._command import (
 from durableq.cli._registry import COMMANDS, command
 from durableq.errors import DamagedError, DurableQError, Empty, Full, OptionMismatchError, ShutDown
 
-__all__ = ["COMMANDS", "EXIT_CODES", "Command", "Failure", "command", "main", "parser"]
+__all__ = ["COMMANDS", "EXIT_CODES", "Command", "Failure", "command", "main", "parse", "parser", "subparser"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -67,8 +67,8 @@ def occupy_standard_streams() -> None:
                 sys.stdout = open(fd, "w", closefd=False)  # noqa: SIM115, as long as the program
 
 
-def parser(names: Sequence[str] = COMMANDS) -> argparse.ArgumentParser:
-    """The parser of the whole command line, or of that of some subcommands only."""
+def parser() -> argparse.ArgumentParser:
+    """The parser of the program's own options and of the names of the subcommands; what it is for is its help."""
     top = _Parser(
         prog="durableq",
         description="Durable queues in single files: they outlive kill -9 and reboots.",
@@ -76,19 +76,41 @@ def parser(names: Sequence[str] = COMMANDS) -> argparse.ArgumentParser:
         formatter_class=_Formatter,
     )
     top.add_argument("--version", action="version", version=f"durableq {__version__}")
-    commands = top.add_subparsers(metavar="COMMAND", dest="command", required=True)
-    for name in names:
-        this = command(name)
-        sub = commands.add_parser(
-            this.name,
-            help=this.summary,
-            description=f"{this.summary[:1].upper()}{this.summary[1:]}.\n\n{this.description}".rstrip(),
-            epilog=_examples(this),
-            formatter_class=_Formatter,
-        )
-        this.arguments(sub)
-        sub.set_defaults(run=this.run)
+    commands = top.add_subparsers(metavar="COMMAND", required=True)
+    for this in map(command, COMMANDS):
+        commands.add_parser(this.name, help=this.summary)
     return top
+
+
+def subparser(this: Command) -> argparse.ArgumentParser:
+    """The parser of what follows a subcommand."""
+    sub = _Parser(
+        prog=f"durableq {this.name}",
+        description=f"{this.summary[:1].upper()}{this.summary[1:]}.\n\n{this.description}".rstrip(),
+        epilog=_examples(this),
+        formatter_class=_Formatter,
+    )
+    this.arguments(sub)
+    return sub
+
+
+_PLAIN = "\0"
+"""In front of an argument that is no option, whatever it looks like; no argument can have it there by itself."""
+
+
+def parse(this: Command, arguments: Sequence[str]) -> argparse.Namespace:
+    """Parse what follows a subcommand. Options may stand anywhere before a `--`; nothing behind it is an option."""
+    arguments = list(arguments)
+    if "--" in arguments:
+        end = arguments.index("--")
+        arguments = arguments[:end] + [_PLAIN + argument for argument in arguments[end + 1 :]]
+    options = subparser(this).parse_intermixed_args(arguments)
+    for name, value in vars(options).items():
+        if isinstance(value, str):
+            setattr(options, name, value.removeprefix(_PLAIN))
+        elif isinstance(value, list):
+            setattr(options, name, [each.removeprefix(_PLAIN) if isinstance(each, str) else each for each in value])
+    return options
 
 
 class _Formatter(argparse.HelpFormatter):
@@ -116,9 +138,10 @@ def _exit_codes() -> str:
 def _run(argv: Sequence[str]) -> int:
     try:
         # Parsing is inside as well: printing the help can meet a closed pipe too.
-        chosen = argv[0] if argv else ""
-        options = parser((chosen,) if chosen in COMMANDS else COMMANDS).parse_args(argv)
-        code: int = options.run(options)
+        if not argv or argv[0] not in COMMANDS:
+            parser().parse_args(argv)  # ends with the help, the version, or an error
+        this = command(argv[0])
+        code = this.run(parse(this, argv[1:]))
         sys.stdout.flush()
         return code
     except KeyboardInterrupt as interrupt:
