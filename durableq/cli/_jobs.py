@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import select
 import signal
 import subprocess
@@ -19,6 +20,8 @@ from typing import IO
 
 from durableq._delivery import Delivery
 
+MARK = "DURABLEQ_RUN"
+"""The environment variable by which a job is known to be ours."""
 PLACE = "{}"
 """In a command, where the item goes; without one it goes to stdin."""
 _KEPT = 16 << 10
@@ -28,9 +31,16 @@ _PATIENCE = 5.0
 
 
 class Guard:
-    """A process that kills our jobs when we are killed. Start it before there are threads, and before the queue is open."""
+    """A process that kills our jobs when we are killed. Start it before there are threads, and before the queue is open.
+
+    It knows them by a mark in their environment. So there is no moment at which a job runs and is not known, and what a job has
+    started in its turn is known as well.
+    """
 
     def __init__(self) -> None:
+        around = os.environ.get(MARK)
+        self.mark = f"{around}:{secrets.token_hex(8)}" if around else secrets.token_hex(8)
+        """The value of the environment variable MARK that jobs must have."""
         listening, self._line = os.pipe()
         if os.fork() == 0:
             try:
@@ -38,39 +48,45 @@ class Guard:
                 # Whatever signal is meant for us is none for it: it ends when we do.
                 for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                     signal.signal(number, signal.SIG_IGN)
-                _guard(listening)
+                os.read(listening, 1)  # nobody writes: it returns when we are gone
+                _kill_marked(self.mark.encode())
             finally:
                 os._exit(0)
         os.close(listening)
 
-    def watch(self, group: int) -> None:
-        """A job has begun."""
-        self._tell(f"+{group}\n")
 
-    def forget(self, group: int) -> None:
-        """A job has ended."""
-        self._tell(f"-{group}\n")
+def _kill_marked(mark: bytes) -> None:
+    """Kill all processes with this mark, and the groups they lead, until there are no more."""
+    for _ in range(50):
+        found = [pid for pid in map(int, filter(str.isdecimal, os.listdir("/proc"))) if mark in _environment(pid)]
+        for pid in found:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                if os.getpgid(pid) == pid:
+                    os.killpg(pid, signal.SIGKILL)
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.02)  # also if none was found: one may be about to become what it is
 
-    def _tell(self, message: str) -> None:
-        with contextlib.suppress(BrokenPipeError):  # somebody has killed the guard: then there is none
-            os.write(self._line, message.encode())
 
-
-def _guard(listening: int) -> None:
-    groups: set[int] = set()
-    with open(listening) as lines:
-        for line in lines:
-            (groups.add if line[0] == "+" else groups.discard)(int(line[1:]))
-    for group in groups:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(group, signal.SIGKILL)
+def _environment(pid: int) -> bytes:
+    try:
+        with open(f"/proc/{pid}/environ", "rb") as file:
+            return file.read()
+    except OSError:
+        return b""
 
 
 class Job:
     """A command at work on one item. Raises OSError if it cannot be started."""
 
     def __init__(
-        self, delivery: Delivery, item: bytes, command: Sequence[str], *, collect: bool, timeout: float | None
+        self,
+        delivery: Delivery,
+        item: bytes,
+        command: Sequence[str],
+        *,
+        mark: str,
+        collect: bool,
+        timeout: float | None,
     ) -> None:
         self.delivery = delivery
         self.reason: str | None = None
@@ -92,15 +108,20 @@ class Job:
                 stderr=subprocess.PIPE,
                 bufsize=0,
                 start_new_session=True,
-                env={**os.environ, "DURABLEQ_ID": delivery.id, "DURABLEQ_DELIVERIES": str(delivery.deliveries)},
+                env={
+                    **os.environ,
+                    MARK: mark,
+                    "DURABLEQ_ID": delivery.id,
+                    "DURABLEQ_DELIVERIES": str(delivery.deliveries),
+                },
             )
         finally:
             os.close(stdin)
         assert self._process.stderr is not None
         self._stderr = self._process.stderr
         os.set_blocking(self._stderr.fileno(), False)
-        self.group = self._process.pid
-        self.end = os.pidfd_open(self.group)
+        self._group = self._process.pid
+        self.end = os.pidfd_open(self._group)
         """Readable when the process has ended."""
         self.errors = self._stderr.fileno()
         """Readable when there is something on its stderr, or nobody has it open any more."""
@@ -155,7 +176,7 @@ class Job:
 
     def _signal(self, number: int) -> None:
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.group, number)
+            os.killpg(self._group, number)
 
     def close(self) -> str | None:
         """It has ended: None if it did well, else what was wrong, in one line."""

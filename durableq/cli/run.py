@@ -171,14 +171,20 @@ class _Runner:
     def _start_one(self, delivery: Delivery) -> None:
         item: bytes = delivery.item
         try:
-            job = Job(delivery, item, self._options.command_line, collect=self._collect, timeout=self._options.timeout)
+            job = Job(
+                delivery,
+                item,
+                self._options.command_line,
+                mark=self._guard.mark,
+                collect=self._collect,
+                timeout=self._options.timeout,
+            )
         except (OSError, ValueError) as error:  # an item too long for a command line, or with a zero byte in it
             self._has_failed(delivery, f"the command could not be started: {error}", "")
             return
         except BaseException:
             delivery.release()
             raise
-        self._guard.watch(job.group)
         self._jobs.append(job)
         self._poll.register(job.end, select.POLLIN)
         self._poll.register(job.errors, select.POLLIN)
@@ -254,7 +260,6 @@ class _Runner:
         self._jobs.remove(job)
         delivery = job.delivery
         wrong = job.close()
-        self._guard.forget(job.group)
         try:
             self._pass_on(job)
         except BaseException:
