@@ -191,7 +191,6 @@ def stretched(shell, punches_holes):
                 delivery.reject()
             elif n not in (1500, 3000):
                 delivery.ack()
-        q.compact()
         yield shell
 
 
@@ -206,7 +205,7 @@ def test_the_map_shows_to_scale_what_lies_where(stretched):
         assert 0 <= 4096 + record * 1048 - found[sign] < cell, sign
     assert drawn.rindex("L") * cell <= 4096 + 3000 * 1048 < (drawn.rindex("L") + 1) * cell
     assert set(drawn[drawn.index(">") + 1 : drawn.index("<")]) == {"#"}
-    assert drawn[: drawn.index(">")].count(".") * cell > 5_000_000
+    assert drawn[: drawn.index(">")].count(".") * cell > 3_000_000
     assert "1 dead letters" in text and "2 lent" in text and "4000 waiting" in text
 
 

@@ -207,7 +207,7 @@ def test_a_kill_of_the_runner_takes_its_command_along_and_the_item_comes_again(s
     runner.kill()
     runner.wait(PATIENCE)
     until(lambda: not any(map(alive, children)))
-    again = json.loads(shell.out("durableq get --json --timeout 30 q.dq"))
+    again = json.loads(shell.out("durableq get -n 1 --json --timeout 30 q.dq"))
     assert (again["item"], again["deliveries"]) == ("x", 2)
 
 
