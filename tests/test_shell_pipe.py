@@ -136,11 +136,11 @@ def test_a_pickle_is_not_unpickled_unless_asked_for_and_stays_where_it_is(shell)
         assert q.qsize() == 2
 
 
-def test_what_comes_before_a_pickle_is_delivered(shell):
+def test_what_comes_before_a_pickle_is_delivered_once(shell):
     shell.run("durableq put q.dq 1 2 3 4 5")
     with DurableQueue(shell.folder / "q.dq") as q:
         q.put(object)
-    done = shell.run("durableq get q.dq", code=1)
+    done = shell.run("durableq get q.dq | { sleep 0.3; cat; }; exit ${PIPESTATUS[0]}", code=1)
     assert done.stdout == b"1\n2\n3\n4\n5\n"
     assert shell.out("durableq get --unpickle q.dq") == b"<class 'object'>\n"
 
@@ -384,6 +384,15 @@ def test_a_signal_ends_a_follower_and_leaves_what_it_has_not_written(shell, numb
     rest = shell.out("durableq get --framing line --json q.dq").splitlines()
     assert got + [json.loads(line)["item"].encode() for line in rest] == [b"%d" % n for n in range(1, 100_001)]
     assert {json.loads(line)["deliveries"] for line in rest} <= {1}
+
+
+def test_what_was_written_when_a_signal_comes_is_not_delivered_again(shell):
+    shell.run("seq 1 100 | durableq put q.dq")
+    getter = "sh -c 'echo $$ >pid; exec durableq get -f q.dq'"
+    got = shell.out(f"{getter} | {{ read -r first; kill -TERM $(cat pid); sleep 0.2; echo $first; cat; }}")
+    with DurableQueue(shell.folder / "q.dq", serializer="bytes") as q:
+        rest = [item + b"\n" for item in q.peek(1000)]
+    assert got + b"".join(rest) == b"".join(b"%d\n" % n for n in range(1, 101))
 
 
 def test_a_signal_ends_a_put_and_what_it_has_read_is_in_the_queue(shell):

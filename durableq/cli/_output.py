@@ -7,6 +7,7 @@ Elsewhere what the kernel has accepted has.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import select
@@ -78,9 +79,9 @@ class Outlet:
         """Bytes that have come through."""
         return max(0, self.accepted - unread(self._fd)) if self.is_pipe else self.accepted
 
-    def wait_for_reader(self, seconds: float) -> None:
-        """Wait so long, or until the reader is gone: then BrokenPipeError. Raises Stopped."""
-        with self._signals.waiting:
+    def wait_for_reader(self, seconds: float, *, deaf: bool = False) -> None:
+        """Wait so long, or until the reader is gone: then BrokenPipeError. Raises Stopped; `deaf`: at a second signal only."""
+        with contextlib.nullcontext() if deaf else self._signals.waiting:
             gone = self._gone.poll(seconds * 1000)
         if gone:
             raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))

@@ -8,6 +8,8 @@ uncounted. SIGKILL leaves them too, and counts a delivery; then some of them may
 from __future__ import annotations
 
 import argparse
+import contextlib
+import time
 from collections import deque
 from itertools import accumulate
 from typing import NamedTuple
@@ -32,13 +34,15 @@ from durableq.cli._command import (
 from durableq.cli._framing import FRAMINGS, Joiner
 from durableq.cli._items import Shower
 from durableq.cli._output import Outlet
-from durableq.cli._signals import Signals
+from durableq.cli._signals import Signals, Stopped
 from durableq.errors import Empty, ShutDown
 
 _MOST, _MUCH = 256, 1 << 20
 """Items and bytes that are taken together, at most and about."""
 _PAGE = 64
 """Items that are looked at together."""
+_GRACE = 1.0
+"""Seconds that a reader has to read what was written when a signal ends us."""
 _LOOK, _LONGEST_LOOK = 0.001, 0.25
 """Seconds between two looks whether a reader has come to the end of a pipe: short at first."""
 
@@ -106,6 +110,14 @@ class _Getter:
                 count += self._write(box)
                 self._settle()
             self._wait_until_read()
+        except Failure:
+            with contextlib.suppress(BrokenPipeError):
+                self._wait_until_read()  # what was written before it is with the reader, who has yet to read it
+            raise
+        except Stopped:
+            with contextlib.suppress(BrokenPipeError):
+                self._wait_until_read(_GRACE)
+            raise
         finally:
             self._give_back()
         if count:
@@ -167,11 +179,13 @@ class _Getter:
             while self._sent and self._sent[0].end <= through:
                 self._store.ack_many(self._sent.popleft().box)
 
-    def _wait_until_read(self) -> None:
+    def _wait_until_read(self, seconds: float = float("inf")) -> None:
+        """Until all that was written is through, and acked; or so long, which a first signal does not cut short."""
         look = _LOOK
+        end = time.monotonic() + seconds
         self._settle()
-        while self._sent:
-            self._outlet.wait_for_reader(look)
+        while self._sent and time.monotonic() < end:
+            self._outlet.wait_for_reader(look, deaf=seconds != float("inf"))
             self._settle()
             look = min(2 * look, _LONGEST_LOOK)
 
