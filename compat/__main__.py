@@ -27,7 +27,7 @@ LIMIT = 1200.0
 
 def run(suite: str, method: str) -> Iterator[Row]:
     """One suite in a process of its own."""
-    with tempfile.TemporaryDirectory(prefix="durableq-compat-") as folder:
+    with tempfile.TemporaryDirectory(prefix="durableq-compat-", ignore_cleanup_errors=True) as folder:
         results = Path(folder, "results")
         command = [sys.executable, "-m", "compat.run", suite, method, str(results)]
         said = Path(folder, "said")
