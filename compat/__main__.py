@@ -6,10 +6,12 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -27,15 +29,21 @@ LIMIT = 1200.0
 
 def run(suite: str, method: str) -> Iterator[Row]:
     """One suite in a process of its own."""
-    with tempfile.TemporaryDirectory(prefix="durableq-compat-") as folder:
+    with tempfile.TemporaryDirectory(prefix="durableq-compat-", ignore_cleanup_errors=True) as folder:
         results = Path(folder, "results")
         command = [sys.executable, "-m", "compat.run", suite, method, str(results)]
         said = Path(folder, "said")
         with said.open("w") as file:
+            process = subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=file, start_new_session=True)
             try:
-                code = subprocess.run(command, cwd=ROOT, stdout=file, stderr=file, timeout=LIMIT).returncode
+                code = process.wait(LIMIT)
             except subprocess.TimeoutExpired:
                 code = -1
+            finally:
+                # Whatever it started goes with it: a test that hung has left its children behind, a manager its server.
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
         started, ended = None, 0
         for line in results.read_text().splitlines() if results.exists() else ():
             event = json.loads(line)

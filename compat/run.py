@@ -2,6 +2,7 @@
 
     python -m compat.run SUITE METHOD RESULTS        METHOD is fork, spawn, forkserver, or "-" where none matters
 
+All that the tests make lies in the folder of RESULTS, which whoever runs this removes: a hang may end it at any moment.
 A line says either that a test starts or how it ended; what started and has no end took the process with it, or hung.
 """
 
@@ -11,7 +12,6 @@ import faulthandler
 import json
 import multiprocessing
 import os
-import shutil
 import sys
 import tempfile
 import time
@@ -95,7 +95,7 @@ def identity(test: unittest.TestCase) -> str:
 
 
 def main(suite: str, method: str, results: str) -> int:
-    folder = tempfile.mkdtemp(prefix="durableq-compat-")
+    folder = os.path.dirname(results)
     os.environ[standins.COUNT] = os.path.join(folder, "built")
     os.environ["TMPDIR"] = tempfile.tempdir = folder
     if suite in ("multiprocessing", "logging"):
@@ -106,11 +106,8 @@ def main(suite: str, method: str, results: str) -> int:
             multiprocessing.set_forkserver_preload(["compat.mp" if suite == "multiprocessing" else "compat.clients_mp"])
     from .cpython import tests
 
-    try:
-        with open(results, "w") as file:
-            unittest.TestSuite(tests(suite)).run(Result(file))
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with open(results, "w") as file:
+        unittest.TestSuite(tests(suite)).run(Result(file))
     sys.stdout.flush()
     os._exit(0)  # threads that a failed test left behind must not keep this process
 

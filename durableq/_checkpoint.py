@@ -7,7 +7,6 @@ in two steps: a place is remembered, and written down when a sync has passed it.
 
 from __future__ import annotations
 
-from durableq import _os
 from durableq._spool import HEAD_SECTOR, TAIL_SECTOR, Checkpoint, Spool
 from durableq._state import (
     BASE,
@@ -84,4 +83,4 @@ def mark_open(spool: Spool, control: Control) -> None:
     """Take back the word of an orderly close, before anything is changed again; under the head lock."""
     if control.words[H_LIMIT] <= control.head()[0]:
         mark_head(spool, control)
-        _os.fdatasync(spool.fd)
+        spool.sync()

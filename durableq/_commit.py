@@ -25,7 +25,9 @@ from collections.abc import Callable
 
 from durableq import _os
 from durableq._locks import HotLock
+from durableq._spool import Spool
 from durableq._state import DIRTY, DIRTY_IN_SYNC, SYNC_BEGUN, SYNC_DONE, SYNCED, Control
+from durableq.errors import PoisonedError
 
 _SLOW = 0.001
 """Seconds of a sync from which on the disk is slow."""
@@ -40,14 +42,14 @@ class Committer:
 
     def __init__(
         self,
-        fd: int,
+        spool: Spool,
         control: Control,
         lock: HotLock,
         dirty: int,
         sync: float | None,
-        poison: weakref.WeakMethod[Callable[[OSError], None]],
+        poison: weakref.WeakMethod[Callable[[PoisonedError], None]],
     ) -> None:
-        self._fd = fd
+        self._spool = spool
         self._lock = lock
         self._dirty = dirty
         self._slow_disk = False
@@ -103,8 +105,8 @@ class Committer:
         covered, _ = self._control.tail()
         began = time.perf_counter()
         try:
-            _os.fdatasync(self._fd)
-        except OSError as exc:
+            self._spool.sync()
+        except PoisonedError as exc:
             poison = self._poison()
             if poison is not None:
                 poison(exc)

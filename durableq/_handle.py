@@ -17,6 +17,7 @@ import time
 import weakref
 from collections.abc import Callable
 from contextlib import suppress
+from copy import copy
 from multiprocessing.util import Finalize
 from typing import Concatenate, ParamSpec, TypeVar
 
@@ -78,7 +79,10 @@ def at_tail(method: Callable[Concatenate[H, P], T]) -> Callable[Concatenate[H, P
             self._see_tail()
             return method(self, *args, **kwargs)
 
-        return self._tail.hold(work)
+        try:
+            return self._tail.hold(work)
+        except OSError as exc:
+            raise self._refused(exc) from exc.__cause__
 
     functools.update_wrapper(locked, method)
     return locked
@@ -94,7 +98,10 @@ def at_head(method: Callable[Concatenate[H, P], T]) -> Callable[Concatenate[H, P
             self._leave_head()
             return result
 
-        return self._head.hold(work)
+        try:
+            return self._head.hold(work)
+        except OSError as exc:
+            raise self._refused(exc) from exc.__cause__
 
     functools.update_wrapper(locked, method)
     return locked
@@ -223,12 +230,12 @@ class Handle(Ends):
         self._own_code = owner_code(self._owners.slot)
         self._lent_word = owner_word(self._owners.slot) + OWNER_LENT
         self._committer = Committer(
-            self._fd,
+            self._spool,
             self._control,
             self._sync_lock,
             owner_word(self._owners.slot) + OWNER_DIRTY,
             self._sync,
-            weakref.WeakMethod(self._poison),
+            weakref.WeakMethod(self._bar),
         )
         self._bind()
         self._owners.pay_syncs(self._committer.sync_now)
@@ -307,7 +314,7 @@ class Handle(Ends):
     def _mark_closed(self) -> None:
         """The last one leaves: what recovery would have to look for is all here now."""
         if self._sync is not None:
-            _os.fdatasync(self._spool.fd)  # before the checkpoints that say that all is on the disk
+            self._spool.sync()  # before the checkpoints that say that all is on the disk
             with suppress(OSError):  # hints: without them recovery looks for itself
                 mark_tail_synced(self._spool, self._control)
                 mark_head(self._spool, self._control, reach=0)
@@ -342,15 +349,13 @@ class Handle(Ends):
             self._barred = error
         self._unfit = True
 
-    def _poison(self, exc: OSError) -> None:
-        self._bar(
-            PoisonedError(
-                exc.errno,
-                f"a sync failed ({os.strerror(exc.errno or 0)}), so what this handle wrote may not be on the disk; "
-                f"close it and open the queue again",
-                self.path,
-            )
-        )
+    def _refused(
+        self, exc: BaseException, what: str = "the disk refused", changed: str = "what was done before stays done"
+    ) -> BaseException:
+        """What to raise for an exception that came under a lock: itself, or one that names the file if it is the disk's."""
+        if isinstance(exc, PoisonedError):
+            self._bar(exc)
+        return self._spool.named(exc, what, changed)
 
     def _check(self) -> None:
         """Raise what bars this handle from working: closed or poisoned. Reopen what a fork has left unusable."""
@@ -388,7 +393,7 @@ class Handle(Ends):
 
     def _check_barred(self) -> None:
         if self._barred is not None:
-            raise type(self._barred)(*self._barred.args)
+            raise copy(self._barred)  # with its file, which the args of an OSError leave out, and without its traceback
 
     @at_head
     def _reap(self) -> int:
@@ -498,7 +503,7 @@ def _close_files(ledger: Ledger, spool: Spool, *descriptors: int) -> None:
 def _sync_and_close(committer: Committer, closing: object, ledger: Ledger, spool: Spool, *descriptors: int) -> None:
     committer.close()
     with suppress(OSError):
-        _os.fdatasync(spool.fd)
+        spool.sync()
     _close_files(ledger, spool, *descriptors)
     end(closing)
 

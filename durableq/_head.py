@@ -133,7 +133,7 @@ class HeadEnd(Handle):
                 self._sort_out(box, READY_BYTE)
                 raise
             if not box or not isinstance(exc, OSError):  # else the next call says so: what was taken cannot be given back now
-                raise self._spool.named(exc, "no item was taken") from exc.__cause__
+                raise self._refused(exc, "no item was taken", "nothing was changed") from exc.__cause__
             if done:
                 self._handed_out += len(box) - begun
         finally:
@@ -149,7 +149,8 @@ class HeadEnd(Handle):
     def told(self, done: bool, count: int) -> None:
         """After a take: tell whom it concerns, and look after what is due now and then."""
         if self._control.head()[0] > self._words[H_NEXT]:
-            self._look_at_milestone(done)
+            with suppress(OSError):  # what was taken is in our hands: the next one says so, who may not pass without it
+                self._look_at_milestone(done)
         if done:
             self._is_done(count)
         elif self._words[PUT_WAITERS]:

@@ -82,8 +82,7 @@ class DurableQueue(ItemReader):
         create: bool,
     ) -> None:
         self._arguments = (path, options, ack, sync, serializer, mode)
-        self._codec = codec = Codec(serializer)
-        self._dumps, self._tag, self._takes_bytes = codec.dumps, codec.tag, codec.takes_bytes
+        self._write_with(Codec(serializer))
         self._done = ack == "get"
         self._this_thread = _ThisThread()
         self._store = Store(path, options, sync=sync, mode=mode, create=create, runs_code=self._codec.runs_code)
@@ -305,8 +304,11 @@ class DurableQueue(ItemReader):
 
     def _carry(self, headers: Callable[[], Mapping[str, str]]) -> None:
         """From now on, whatever is put through this handle goes with the headers that this returns at the time."""
-        self._codec = codec = self._codec.carrying(headers)
-        self._dumps, self._tag, self._takes_bytes = codec.dumps, codec.tag, codec.takes_bytes
+        self._write_with(self._codec.carrying(headers))
+
+    def _write_with(self, codec: Codec) -> None:
+        self._codec = codec
+        self._dumps, self._tag, self._takes_bytes = codec.dumps, codec.tag, codec.takes_bytes  # at hand for each put
 
     def _wait(self, deadline: Deadline) -> None:
         self._store.wait_for_item(deadline)

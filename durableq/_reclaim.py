@@ -184,10 +184,10 @@ class Reclaimer:
         # The intention must be on the disk before the deed: after a power cut the records' own positions tell which
         # side of the collapse the disk is on, and these checkpoints name the two sides. All that the tail's vouches for
         # must be there before it.
-        _os.fdatasync(self._spool.fd)
+        self._spool.sync()
         mark_tail_synced(self._spool, self._control)
         mark_head(self._spool, self._control)
-        _os.fdatasync(self._spool.fd)
+        self._spool.sync()
         self._can_collapse = _os.collapse(self._spool.fd, SUPERBLOCK, length)
         self._finish()
         return length if self._can_collapse else 0
@@ -205,7 +205,7 @@ class Reclaimer:
             if os.fstat(self._spool.fd).st_size <= words[PENDING_SIZE] - words[PENDING]:
                 words[BASE] = words[PENDING_BASE]
             # The deed must be on the disk before the checkpoints that take it for done.
-            _os.fdatasync(self._spool.fd)
+            self._spool.sync()
             words[PENDING] = 0
         # Of a rewind that got no further than BASE: a punch from below the new front would take the superblock.
         words[PUNCHED] = max(words[PUNCHED], words[BASE] + SUPERBLOCK)

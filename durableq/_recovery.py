@@ -85,10 +85,10 @@ def rebuild(spool: Spool, control: Control, ledger: Ledger, size: int) -> None:
     _os.ftruncate(spool.fd, recovery.tail - recovery.base)
     # Should the power fail again: what the head's checkpoint passes over was mended on the disk before it, and what is told
     # by looking behind the tail's old checkpoint is on the disk before the new one.
-    _os.fdatasync(spool.fd)
+    spool.sync()
     words[SYNCED] = words[T_ROOM] = recovery.tail
     mark_head(spool, control)
-    _os.fdatasync(spool.fd)
+    spool.sync()
     mark_tail_synced(spool, control)
     words[EPOCH] = 2
 

@@ -51,7 +51,7 @@ class Settler(HeadEnd):
             _mutex_mend(at)
             if code not in TAKEN and words[NAMESPACE] != lock.namespace:
                 at = NOBODYS
-            raise self._spool.named(exc, "the item is not done and stays lent") from exc.__cause__
+            raise self._refused(exc, "the item is not done and stays lent", "nothing was changed") from exc.__cause__
         finally:
             _mutex_unlock(at)
         self._is_done()
@@ -103,7 +103,7 @@ class Settler(HeadEnd):
             if not self._ack_oldest_locked():
                 return False
         except OSError as exc:
-            raise self._spool.named(exc, "the item is not done and stays lent") from exc
+            raise self._refused(exc, "the item is not done and stays lent", "nothing was changed") from exc
         self._is_done()
         return True
 

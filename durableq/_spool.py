@@ -29,11 +29,13 @@ from durableq import _os
 from durableq._record import HEADER_SIZE, MAX_LENGTH, encode_pad
 from durableq.errors import (
     DamagedError,
+    DurableQError,
     InsecureSpoolError,
     NetworkFilesystemError,
     NewerFormatError,
     NotASpoolError,
     OptionMismatchError,
+    PoisonedError,
     SpoolReplacedError,
 )
 
@@ -234,19 +236,33 @@ class Spool:
         except OSError:
             return  # the queue goes on: a place for the broken pieces is not worth the whole ones behind them
 
-    # -- errors of the disk --------------------------------------------------------------------------------------------
+    # -- the disk ------------------------------------------------------------------------------------------------------
 
-    def disk_error(self, exc: OSError, what: str) -> OSError:
-        """The same error with the file, what failed and the remedy in it."""
+    def sync(self) -> None:
+        """Return once all that was written is on the disk. Raises PoisonedError: after that no sync can be believed."""
+        try:
+            _os.fdatasync(self.fd)
+        except OSError as exc:
+            raise PoisonedError(
+                exc.errno,
+                f"a sync failed ({os.strerror(exc.errno or 0)}), so what this handle wrote may not be on the disk; "
+                f"close it and open the queue again",
+                self.path,
+            ) from exc
+
+    def disk_error(self, exc: OSError, what: str, changed: str = "nothing was changed") -> OSError:
+        """The same error with the file, what failed, what that left and the remedy in it."""
         if exc.errno in (errno.ENOSPC, errno.EDQUOT):
-            remedy = "nothing was changed; make room on the file system, or let consumers drain the queue"
+            remedy = "make room on the file system, or let consumers drain the queue"
         else:
-            remedy = "nothing was changed; see the kernel's log for the state of the disk"
-        return OSError(exc.errno, f"{what}: {os.strerror(exc.errno or 0)}; {remedy}", self.path)
+            remedy = "see the kernel's log for the state of the disk"
+        return OSError(exc.errno, f"{what}: {os.strerror(exc.errno or 0)}; {changed}; {remedy}", self.path)
 
-    def named(self, exc: BaseException, what: str) -> BaseException:
+    def named(self, exc: BaseException, what: str, changed: str) -> BaseException:
         """What to raise for an exception: itself, or `disk_error` of it if it is the system's and names no file."""
-        return self.disk_error(exc, what) if isinstance(exc, OSError) and exc.filename is None else exc
+        if isinstance(exc, OSError) and exc.filename is None and not isinstance(exc, DurableQError):
+            return self.disk_error(exc, what, changed)
+        return exc
 
 
 def check_place(path: str) -> None:

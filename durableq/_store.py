@@ -21,7 +21,6 @@ from array import array
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from durableq import _os
 from durableq._checkpoint import DISTANCE, mark_head, mark_tail_synced
 from durableq._handle import at_head, at_tail
 from durableq._head import Taken
@@ -247,7 +246,7 @@ class Store(TailEnd):
         # What is dead in the file is never behind the limit that recovery starts from, so the checkpoint comes first.
         # Then one write makes all of it dead, and only what is dead in the file too is passed by the head.
         # The tail's too: counting cannot begin at a place inside of what is buried.
-        _os.fdatasync(self._fd)
+        self._spool.sync()
         mark_tail_synced(self._spool, self._control)
         mark_head(self._spool, self._control, high - low + DISTANCE)
         if high > low:

@@ -24,7 +24,9 @@ from durableq import DurableQueue
 from durableq import _state as state
 from durableq._compiled import COMPILED
 from durableq._handle import Handle
+from durableq._head import HeadEnd
 from durableq._reclaim import BATCH
+from durableq.errors import PoisonedError
 
 pytestmark = pytest.mark.skipif(not COMPILED, reason="the compiled hot path was not built here, or is kept out")
 
@@ -172,7 +174,7 @@ def other_grows_the_ledger(q):
 
 
 def poison(q):
-    q._store._poison(OSError(errno.EIO, "sick"))
+    q._store._bar(PoisonedError(errno.EIO, "sick", q.path))
 
 
 def put(q):
@@ -710,3 +712,17 @@ def test_a_batch_that_the_disk_cuts_short_is_not_found_in_part_after_a_boot(path
     os.unlink(f"{path}-shm")
     with DurableQueue(path, serializer="bytes") as q:
         assert q.get_many(20) == [b"first", b"f" * 8]
+
+
+def test_an_item_that_was_taken_is_handed_out_though_the_disk_refuses_what_comes_after_it(open_queue, monkeypatch):
+    q = open_queue(sync=None, ack="get")
+    q.put_many([bytes(300_000), "b"])
+
+    def refuse(self):
+        raise OSError(errno.EIO, "sick")
+
+    monkeypatch.setattr(HeadEnd, "_tidy", refuse)
+    assert len(q.get_nowait()) == 300_000
+    assert q.get_nowait() == "b"
+    monkeypatch.undo()
+    assert q.qsize() == 0

@@ -71,8 +71,7 @@ def test_a_full_results_queue_makes_the_workers_wait(q, pool, open_queue, tmp_pa
     results = open_queue(tmp_path / "results.dq", maxsize=1)
     q.put_many(range(3))
     with pool(results=results.path):
-        until(results.full)
-        assert q.stats().lent == 1
+        until(lambda: results.full() and (q.stats().lent, q.stats().ready) == (1, 1))
         assert [results.get(timeout=30).value for _ in range(3)] == [0, 1, 2]
         q.join()
 

@@ -9,6 +9,8 @@ import textwrap
 
 import pytest
 
+pytestmark = pytest.mark.timeout(240)  # a pytest run in a pytest run: seconds, but on a machine under load many
+
 
 @pytest.fixture
 def run(tmp_path):
@@ -16,10 +18,12 @@ def run(tmp_path):
 
     def runner(code, *arguments):
         (tmp_path / "test_it.py").write_text(textwrap.dedent(code))
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "durableq.pytest_plugin", "-p", "no:cacheprovider", *arguments]
+        plugins = ["-p", "xdist", "-p", "durableq.pytest_plugin", "-p", "no:cacheprovider"]
         # What the outer run says to its own workers must not reach the inner one.
         environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=50)
+        environment["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # they would take most of the time
+        command = [sys.executable, "-m", "pytest", "-q", *plugins, *arguments]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=110)
         return done.returncode, done.stdout + done.stderr
 
     return runner

@@ -124,3 +124,53 @@ def test_a_short_write_is_undone(path, monkeypatch):
     assert os.stat(path).st_size == SUPERBLOCK + record_size(len(b"before"))
     assert q.get_many(5) == [b"before"]
     q.close()
+
+
+SETTLING = {
+    "nack": lambda q, delivery: delivery.nack(),
+    "nack later": lambda q, delivery: delivery.nack(delay=60),
+    "release": lambda q, delivery: delivery.release(),
+    "reject": lambda q, delivery: delivery.reject(),
+    "purge": lambda q, delivery: q.purge(),
+    "compact": lambda q, delivery: q.compact(),
+    "maxsize": lambda q, delivery: setattr(q, "maxsize", 5),
+}
+
+
+@pytest.mark.parametrize("name", SETTLING)
+def test_whatever_the_disk_refuses_is_told_with_the_file_and_can_be_done_later(path, failing, monkeypatch, name):
+    q = DurableQueue(path, sync=None)
+    q.put_many("ab")
+    delivery = q.reserve()
+    failing("pwrite")
+    with pytest.raises(OSError, match=str(path)) as caught:
+        SETTLING[name](q, delivery)
+    assert caught.value.errno == errno.EIO
+    monkeypatch.undo()
+    SETTLING[name](q, delivery)
+    q.close()
+
+
+def test_what_cannot_be_read_is_told_with_the_file(path, failing, monkeypatch):
+    q = DurableQueue(path, sync=None)
+    q.put_many("ab")
+    failing("pread")
+    with pytest.raises(OSError, match=str(path)) as caught:
+        q.peek()
+    assert caught.value.errno == errno.EIO
+    monkeypatch.undo()
+    assert q.peek(2) == ["a", "b"]
+    q.close()
+
+
+@pytest.mark.parametrize("call", [lambda q: q.purge(), lambda q: q.sync(), lambda q: q.put("y")], ids=["purge", "sync", "put"])
+def test_a_failed_sync_poisons_the_handle_whoever_called_for_it(path, failing, monkeypatch, call):
+    q = DurableQueue(path, sync=0)
+    q.put("x")
+    failing("fdatasync")
+    with pytest.raises(PoisonedError, match=str(path)):
+        call(q)
+    monkeypatch.undo()
+    with pytest.raises(PoisonedError, match=str(path)):
+        q.sync()
+    q.close()

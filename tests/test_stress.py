@@ -24,7 +24,7 @@ from durableq import DurableQueue, check
 
 ROOT = Path(__file__).resolve().parent.parent
 SECONDS = float(os.environ.get("DURABLEQ_STRESS_SECONDS", "1"))
-PATIENCE = 110 + 2 * SECONDS
+PATIENCE = 110 + 6 * SECONDS
 """Far above the seconds that it takes: the round itself finds a hang, and says where."""
 PARTS = 4
 
@@ -32,7 +32,7 @@ PARTS = 4
 @pytest.mark.timeout(PATIENCE + 10)
 @pytest.mark.parametrize("plan", [plan.name for plan in PLANS])
 def test_nothing_is_lost_and_nothing_done_twice_when_workers_are_killed(plan: str, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "tests.stress", "--seconds", str(SECONDS), "--kills", str(int(6 * SECONDS))]
+    command = [sys.executable, "-m", "tests.stress", "--seconds", str(SECONDS), "--kills", str(5 + int(SECONDS))]
     command += ["--plan", plan, "--folder", str(tmp_path)]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
     assert run.returncode == 0, run.stdout + run.stderr

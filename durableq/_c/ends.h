@@ -111,8 +111,8 @@ static int unusable(Ends *self)
     return self->unfit || !self->enabled || seconds() > self->look_at;
 }
 
-/* Whether the lock is ours now, and all is as usual under it, but for the bits to `forgive`. `calm` is looked at under the lock: another thread may have closed
- * this handle while we waited, and its descriptors may be other files' by now. */
+/* Whether the lock is ours now, and all is as usual under it, but for the bits to `forgive`. `calm` is looked at under the lock:
+ * another thread may have closed this handle while we waited, and its descriptors may be other files' by now. */
 static int enter(Ends *self, int mutex, int state, const int64_t *calm, int64_t forgive)
 {
     pthread_mutex_t *lock = (pthread_mutex_t *)((char *)self->words + mutex);

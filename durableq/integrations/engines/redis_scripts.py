@@ -5,11 +5,9 @@
 
 Whoever takes an entry is a consumer of the group, and the entry stays with it (in the group's pending list, with a count of
 deliveries and the time since the last sign of life) until it is acked: removed from the list and from the stream. The
-consumer GIVEN_BACK stands for nobody: what it has was given back and comes first. A delivery is ours as long as the list
+consumer `-` stands for nobody: what it has was given back and comes first. A delivery is ours as long as the list
 has the entry under our name with our count.
 """
-
-GIVEN_BACK = b"-"
 
 _COMMON = """
 local stream, delayed, options, dead = KEYS[1], KEYS[2], KEYS[3], KEYS[4]

@@ -64,7 +64,6 @@ class KafkaSink(Sink):
         self._refusals = {getattr(self._kafka.KafkaError, name) for name in _REFUSALS}
         self._producer: Any = None
         self._gone: AwayError | None = None
-        self._open_parcels = 0
 
     def open(self) -> None:
         if self._producer is not None:
