@@ -180,11 +180,11 @@ class _Getter:
                 self._store.ack_many(self._sent.popleft().box)
 
     def _wait_until_read(self, seconds: float = float("inf")) -> None:
-        """Until all that was written is through, and acked; or so long, which a first signal does not cut short."""
+        """Until all that the kernel has taken is through, and acked; or so long, which a first signal does not cut short."""
         look = _LOOK
         end = time.monotonic() + seconds
         self._settle()
-        while self._sent and time.monotonic() < end:
+        while self._outlet.through() < self._outlet.accepted and time.monotonic() < end:
             self._outlet.wait_for_reader(look, deaf=seconds != float("inf"))
             self._settle()
             look = min(2 * look, _LONGEST_LOOK)
