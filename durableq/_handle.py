@@ -32,7 +32,7 @@ from durableq._owner import Owners
 from durableq._reclaim import Reclaimer
 from durableq._record import DEAD as STATE_DEAD
 from durableq._record import DONE, STATE_OFFSET, TAG_PAD, settle_state
-from durableq._recovery import Reader, rebuild, still_fits
+from durableq._recovery import Reader, rebuild
 from durableq._runs import RunLedger
 from durableq._spool import USERS_BYTE, Options, Spool, check_place
 from durableq._state import (
@@ -56,6 +56,7 @@ from durableq._state import (
     owner_word,
     reuse,
 )
+from durableq._trust import keep_counts, still_fits
 from durableq._wakeup import EVERYBODY, GET, JOIN, PUT, Wakeup
 from durableq.errors import ClosedError, DamagedError, DurableQError, PoisonedError
 
@@ -172,7 +173,8 @@ class Handle(Ends):
             fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
         except OSError:
             fd = -1
-        if fd < 0 or not (belongs(fd, expected) and still_fits(fd, spool)):
+        ours = fd >= 0 and belongs(fd, expected)
+        if not (ours and still_fits(fd, spool)):
             if not _os.try_lock_byte(spool.fd, USERS_BYTE):
                 if fd >= 0:
                     os.close(fd)
@@ -181,6 +183,8 @@ class Handle(Ends):
                     f"stop them (`fuser {self.path}`), then open it again: nothing is lost"
                 )
             try:
+                if ours:
+                    keep_counts(fd, spool)
                 # With nobody else here, an old file is used again: on a full disk there may be no room for a new one.
                 fd = create(path, os.fstat(spool.fd).st_mode & 0o666) if fd < 0 else reuse(fd)
                 _os.pwrite_all(fd, expected, 0)

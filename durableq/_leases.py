@@ -107,6 +107,20 @@ def region_fits(region: int, size: int) -> bool:
     return MIN_LOG2 <= log2 < 40 and offset >= LEDGER_OFFSET and offset + _region_bytes(log2) <= size
 
 
+def read_counts(fd: int, region: int) -> Iterator[tuple[int, int]]:
+    """(position, deliveries so far) of the entries in the region of a control file that nobody uses, whatever is in it."""
+    log2, offset = region & (_os.BLOCK - 1), region & -_os.BLOCK
+    with mmap.mmap(fd, _region_bytes(log2), offset=offset, access=mmap.ACCESS_READ) as view:
+        end = min(int.from_bytes(view[8 * END : 8 * END + 8], "little"), 1 << log2)
+        at = 64 + (16 << log2 - CHUNK_LOG2)
+        positions = memoryview(view[at : at + 8 * end]).cast("Q")
+        owners_at = at + (20 << log2)
+        owners = memoryview(view[owners_at : owners_at + 2 * end]).cast("H")
+        counts_at = owners_at + (2 << log2)
+        counts = memoryview(view[counts_at : counts_at + 2 * end]).cast("H")
+    return ((positions[i], counts[i] & MAX_COUNT) for i in range(end) if owners[i])
+
+
 class Ledger:
     """One handle's view of the ledger. Every method wants the head lock."""
 

@@ -179,6 +179,26 @@ def boot_id() -> bytes:
         return b"no boot id here!"
 
 
+_AT_EMPTY_PATH = 0x1000
+_STATX_MNT_ID, _STATX_MNT_ID_UNIQUE = 0x1000, 0x4000
+_STATX_MNT_ID_OFFSET = 0x90
+
+_statx = getattr(_libc, "statx", None)
+
+
+def mount_id(fd: int) -> int:
+    """A number of the mount that a file was opened through; since Linux 6.8 no later mount of the same boot has it again.
+
+    0 where the kernel does not tell (before 5.8).
+    """
+    answer = ctypes.create_string_buffer(256)
+    asked = _STATX_MNT_ID | _STATX_MNT_ID_UNIQUE
+    if _statx is None or _statx(fd, b"", _AT_EMPTY_PATH, asked, answer) != 0:
+        return 0
+    (told,) = struct.unpack_from("<I", answer)
+    return int(struct.unpack_from("<Q", answer, _STATX_MNT_ID_OFFSET)[0]) if told & asked else 0
+
+
 # -- locks that belong to an open file description and vanish with its last process ------------------------------------
 
 _FLOCK = struct.Struct("@hhqqi4x")

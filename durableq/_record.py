@@ -40,6 +40,7 @@ HEADER_SIZE = 48
 HEAD_SIZE = 24
 """Bytes at the front of a header that depend on its position or are written in place; the body of a record is the rest."""
 STATE_OFFSET = 4
+DELIVERIES_OFFSET = 5
 DUE_OFFSET = 16
 MAX_LENGTH = 0xFFFF_FF00
 

@@ -1,7 +1,7 @@
 """From evidence to verdict: deriving the control words from the spool alone.
 
-Runs under the cold lock, with nobody else on the queue, when the control file is missing, damaged, foreign or of another
-boot. It trusts records; checkpoints say where to look, and what was on the disk when they were written:
+Runs under the cold lock, with nobody else on the queue, when the control file is missing, damaged, foreign, or of another
+boot or mount. It trusts records; checkpoints say where to look, and what was on the disk when they were written:
 
     evidence                                            verdict
     a readable header whose position fits its place     a record; its state byte says which
@@ -10,7 +10,8 @@ boot. It trusts records; checkpoints say where to look, and what was on the disk
       zero, with records behind it                      an append that the power cut short: padded over, no damage
     nothing readable behind                             the torn tail: cut here, so that appends meet no stale bytes
     not done, before the head of the checkpoint         was lent: returned
-    not done, behind the last done record               waiting
+    not done, but delivered before                      was lent or given back: returned
+    not done, behind the last of all these              waiting
     before the head: zeros, or broken off at a block    given back; if a record, its done mark did not reach the disk
     before the head: bytes that are no record           damage: kept aside, counted, padded over
 
@@ -22,37 +23,31 @@ It never moves, joins or repairs payloads, and it never takes a byte for done th
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator
 from dataclasses import replace
 
 from durableq import _os
 from durableq._checkpoint import DISTANCE, mark_head, mark_tail_synced
-from durableq._leases import DEAD_CODE, DELAYED_CODE, RETURNED_CODE, Ledger, region_fits
+from durableq._leases import DEAD_CODE, DELAYED_CODE, RETURNED_CODE, Ledger
 from durableq._record import DEAD, DONE, DONE_BYTE, HEADER_SIZE, READY, STATE_OFFSET, TAG_PAD, Header, decode_due
 from durableq._scan import Reader as Reader
 from durableq._scan import commonest_base, first_base
-from durableq._spool import HEAD_SECTOR, SUPERBLOCK, TAIL_SECTOR, USERS_BYTE, Checkpoint, Spool
+from durableq._spool import HEAD_SECTOR, SUPERBLOCK, TAIL_SECTOR, Checkpoint, Spool
 from durableq._state import (
     BASE,
     DAMAGED,
     DAMAGED_BYTES,
     DROPS,
     EPOCH,
-    H_COMMIT,
     H_GEN,
-    H_POS,
-    LEDGER_OFFSET,
     MAXSIZE,
+    MOUNT,
     NEVER,
     NEXT_DUE,
     PUNCHED,
-    REGION,
     SYNCED,
-    T_COMMIT,
     T_GEN,
-    T_POS,
     T_ROOM,
     Control,
 )
@@ -68,6 +63,7 @@ def rebuild(spool: Spool, control: Control, ledger: Ledger, size: int) -> None:
     words[PUNCHED] = recovery.front
     words[NEXT_DUE] = NEVER
     words[MAXSIZE] = spool.options.maxsize
+    words[MOUNT] = _os.mount_id(spool.fd)
     words[T_GEN], words[H_GEN] = recovery.tail_mark.generation, recovery.head_mark.generation
     words[DROPS] = recovery.head_mark.drops
     words[DAMAGED], words[DAMAGED_BYTES] = recovery.damaged, recovery.damaged_bytes
@@ -91,26 +87,6 @@ def rebuild(spool: Spool, control: Control, ledger: Ledger, size: int) -> None:
     spool.sync()
     mark_tail_synced(spool, control)
     words[EPOCH] = 2
-
-
-def still_fits(fd: int, spool: Spool) -> bool:
-    """Whether control words of this boot that nobody uses at present fit their file and the spool.
-
-    A file that was cut off must not be mapped, nor words be believed when an older copy of the spool was put in place.
-    """
-    if not _os.try_lock_byte(spool.fd, USERS_BYTE):
-        return True
-    words = memoryview(_os.pread(fd, LEDGER_OFFSET, 0)).cast("Q")
-    head, tail = words[H_POS + (words[H_COMMIT] & 1)], words[T_POS + (words[T_COMMIT] & 1)]
-    if not region_fits(words[REGION], os.fstat(fd).st_size):
-        return False
-    for generation, sector in ((words[T_GEN], TAIL_SECTOR), (words[H_GEN], HEAD_SECTOR)):
-        mark = spool.read_checkpoint(sector)
-        if mark is None or mark.generation not in (generation, generation + 1):  # a kill came before the word was stored
-            return False
-    if words[EPOCH] & 1:  # a change of geometry was cut short, and will be settled
-        return True
-    return words[BASE] + SUPERBLOCK <= head <= tail <= words[BASE] + os.fstat(spool.fd).st_size
 
 
 class Recovery:
@@ -194,9 +170,11 @@ class Recovery:
                 self._exact = False  # how many records lay there, nobody knows
             else:
                 seen.append(header)
-            if header.state == READY or (is_pad and header.position >= self.tail_mark.position):
+            untouched = header.state == READY and not header.deliveries
+            if untouched or (is_pad and header.position >= self.tail_mark.position):
                 continue
-            # Dead or done, so the head was here. The checkpoint that let it come so far may not have reached the disk.
+            # Dead, done or delivered before, so the head was here. The checkpoint that let it come so far may not have
+            # reached the disk.
             self.head, limit = end, max(limit, end + DISTANCE)
             self.head_sequence += len(seen)
             self.behind += [h for h in seen if h.state != DONE]

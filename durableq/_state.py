@@ -1,9 +1,9 @@
 """The control words: what the processes that share a queue know in common, drawn once.
 
-`q.dq-shm` is mapped by every handle. It never holds the only copy of anything: another boot, a foreign or a damaged file
-is thrown away and rebuilt from the spool. A killed process leaves exactly the stores it made, in program order, so each
-word says below what a death between two stores means. Words are 64-bit and stored through `memoryview.cast("Q")`, which
-stores a whole word at once (`struct.pack_into` goes byte by byte).
+`q.dq-shm` is mapped by every handle. It never holds the only copy of anything: one of another boot or mount, a foreign or a
+damaged file is thrown away and rebuilt from the spool (see `_trust`). A killed process leaves exactly the stores it made, in
+program order, so each word says below what a death between two stores means. Words are 64-bit and stored through
+`memoryview.cast("Q")`, which stores a whole word at once (`struct.pack_into` goes byte by byte).
 
     bytes          content
     0     - 255    identity: magic, version, boot id, device and inode of the spool, its salt, kind of C library
@@ -43,6 +43,7 @@ stores a whole word at once (`struct.pack_into` goes byte by byte).
     UNPUNCHED       consumers       head          bytes that died since the last reclaim (a trigger: may be lost)
     DROPS DAMAGED.. consumers       head          counters, kept in the head checkpoint
     SLOTS           owners          head          no owner slot at or above it was ever taken
+    MOUNT           recovery        cold          the mount through which the queue was opened when these words were made
     *_WAITERS       anybody         head          sleepers: recounted from the owner slots when one of them dies
     *_WORD          anybody         none          the futex; changes with every wake
     SYNC_BEGUN      leader          sync          number of the last group sync that began
@@ -71,7 +72,7 @@ EPOCH, BASE, PENDING, PENDING_SIZE, PENDING_BASE, SHUTDOWN, MAXSIZE, NAMESPACE =
 T_COMMIT, T_POS, _, T_MARK, T_GEN, PUT_DELAYED, T_STATE, T_ROOM = range(40, 48)
 H_COMMIT, H_POS, _, H_STATE, H_LIMIT, H_GEN, SEEN_DELAYED, H_NEXT = range(48, 56)
 LIVE, LIVE_BYTES, RETURNED, DELAYED, DEAD, NEXT_DUE, REGION, UNPUNCHED = range(56, 64)
-PUNCHED, DROPS, DAMAGED, DAMAGED_BYTES, SLOTS = range(64, 69)
+PUNCHED, DROPS, DAMAGED, DAMAGED_BYTES, SLOTS, MOUNT = range(64, 70)
 GET_WAITERS, GET_WORD = 72, 73
 PUT_WAITERS, PUT_WORD = 80, 81
 JOIN_WAITERS, JOIN_WORD = 88, 89

@@ -11,6 +11,8 @@ import sys
 import pytest
 from processes import PATIENCE
 
+from durableq import DurableQueue
+
 CONTAINERS = (["unshare", "--pid", "--fork"], ["unshare", "--user", "--map-root-user", "--pid", "--fork"])
 
 
@@ -159,3 +161,26 @@ def only_child_of(pid):
     # `unshare --fork` stays the parent of process 1 of the namespace.
     with open(f"/proc/{pid}/task/{pid}/children") as file:
         return int(file.read())
+
+
+def test_deliveries_are_counted_over_containers_that_each_mount_the_queue_anew(start, path):
+    wrapper = ["unshare", "--mount"] if os.geteuid() == 0 else ["unshare", "--mount", "--user", "--map-root-user"]
+    mount_id = "from durableq import _os; print(_os.mount_id(os.open('/', os.O_RDONLY)), flush=True)"
+    probe = [sys.executable, "-c", f"import os; {mount_id}"]
+    if not shutil.which("unshare"):
+        pytest.skip("needs unshare")
+    here, there = (subprocess.run(command, capture_output=True).stdout for command in (probe, [*wrapper, *probe]))
+    if not there or here == there:
+        pytest.skip("no permission to mount anew, or the kernel does not tell one mount from another")
+    with DurableQueue(path, max_deliveries=3) as q:
+        q.put_many(["before", "poison", "after"])
+        assert q.get() == "before"
+        q.task_done()
+    code = "q = DurableQueue(path, max_deliveries=3); d = q.reserve(); say(d.item, d.deliveries); hear()"
+    for count in (1, 2, 3):
+        victim = start(code, path, wrapper=wrapper)
+        victim.expect(f"poison {count}")
+        victim.kill()
+    with DurableQueue(path, max_deliveries=3) as q:
+        assert q.get() == "after"
+        assert [letter.item for letter in q.dead_letters.reserve_many(9)] == ["poison"]

@@ -20,7 +20,7 @@ LAYERS = [
     ["_fork", "_leases"],
     ["_locks", "_runs"],
     ["_owner", "_wakeup", "_commit", "_scan"],
-    ["_reclaim", "_recovery"],
+    ["_reclaim", "_recovery", "_trust"],
     ["_fast"],
     ["_compiled"],
     ["_handle"],

@@ -299,6 +299,32 @@ with DurableQueue(path, serializer="bytes", ack="get") as q:
         pytest.skip(str(exc))
 
 
+@pytest.mark.parametrize("name", FILE_SYSTEMS)
+def test_control_words_that_were_left_on_the_disk_are_not_believed_under_another_mount(name, tmp_path):
+    image, copy = tmp_path / "fs.img", tmp_path / "copy.img"
+    try:
+        make(image, name, {"ext4": 32 << 20, "xfs": 300 << 20, "btrfs": 112 << 20}[name])
+        with mounted(image, tmp_path / "mnt", name) as where:
+            code = """
+q = DurableQueue(path, serializer="bytes")
+q.put(b"first")
+subprocess.run(["sync", "-f", path], check=True)
+q.put_many([b"second", b"third"])
+assert q.get() == b"first"
+q.task_done()
+q.sync()
+shutil.copy(image, image.parent / "copy.img")
+q.close()
+"""
+            header = f"import pathlib, shutil, subprocess\nimage = pathlib.Path({str(image)!r})\n"
+            _run_sick(header + code, where / "q.dq")
+        with mounted(copy, tmp_path / "mnt", name) as where:
+            code = "with DurableQueue(path, serializer='bytes') as q: assert q.get_many(9) == [b'second', b'third']"
+            _run_sick(code, where / "q.dq")
+    except Unavailable as exc:
+        pytest.skip(str(exc))
+
+
 def _run_sick(code, path):
     done = subprocess.run([sys.executable, "-c", PRELUDE + code, str(path)], capture_output=True, text=True, timeout=50)
     assert done.returncode == 0, f"{done.returncode} {done.stdout} {done.stderr}"

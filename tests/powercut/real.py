@@ -106,6 +106,7 @@ def _round(name: str, host: Path, where: Path, count: int, seed: int, say: Say) 
             rng = random.Random(seed)
             _wait_for(lambda: log.exists() and log.stat().st_size > 20_000)
             for n in range(count):
+                _push_pages(mount / "q.dq-shm", rng, rng.uniform(0, 0.02))
                 _push_pages(mount / "q.dq", rng, rng.uniform(0.02, 0.2))
                 before = log.stat().st_size
                 _clone(image, host / f"cut{n}.img")
@@ -136,7 +137,8 @@ def _judge(name: str, image: Path, where: Path, log: Path, before: int, after: i
         sure, possible = (len(read_log(file.fileno(), size)) for size in (before, after))
     promises = Promises(entries, sure, possible)
     with mounted(image, where, name) as mount:
-        (mount / "q.dq-shm").unlink(missing_ok=True)  # the boot is another one
+        if after % 2:
+            (mount / "q.dq-shm").unlink(missing_ok=True)  # the boot is another one; else only the mount is
         _open_and_judge(mount / "q.dq", promises)
 
 
