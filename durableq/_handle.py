@@ -26,7 +26,8 @@ from durableq._checkpoint import mark_head, mark_open, mark_tail_synced
 from durableq._commit import Committer
 from durableq._compiled import Ends
 from durableq._fork import begin, end, leave_behind
-from durableq._leases import DEAD_CODE, MAX_COUNT, RETURNED_CODE, Ledger, owner_code
+from durableq._leases import DEAD_CODE, MAX_COUNT, RETURNED_CODE, owner_code
+from durableq._ledger import Ledger
 from durableq._locks import HotLock, under_cold_lock
 from durableq._owner import Owners
 from durableq._reclaim import Reclaimer

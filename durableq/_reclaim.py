@@ -23,7 +23,7 @@ from contextlib import suppress
 
 from durableq import _os
 from durableq._checkpoint import mark_head, mark_tail_synced
-from durableq._leases import Ledger
+from durableq._ledger import Ledger
 from durableq._locks import HotLock
 from durableq._record import DONE_BYTE, HEADER_SIZE, STATE_OFFSET
 from durableq._scan import Reader
