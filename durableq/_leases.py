@@ -55,6 +55,10 @@ CHUNK_LOG2 = 10
 MIN_LOG2 = 12
 END, HINT, FIRST = 0, 1, 2
 
+Taken = tuple[int, int, int, int, int, bytes]
+"""An item that was taken: position, index of its ledger entry (-1: done at once), count (deliveries including this one,
+and the RESERVED bit: what the ledger says as long as it is ours), tag, microseconds of its put, payload."""
+
 Finder = Callable[[bytes], Iterator[re.Match[bytes]]]
 live_runs: Finder = re.compile(rb"[^\0]+").finditer
 """Runs of entries that are not free, in the bytes of an owner column."""

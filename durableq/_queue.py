@@ -9,8 +9,7 @@ from types import TracebackType
 from typing import Any
 
 from durableq._delivery import Peeked
-from durableq._head import Taken
-from durableq._leases import DEAD_CODE
+from durableq._leases import DEAD_CODE, Taken
 from durableq._reader import ItemReader, _ThisThread
 from durableq._record import HEADER_SIZE, MAX_LENGTH, TAG_BYTES, encode_body, encode_due
 from durableq._serializers import Codec, Serializer

@@ -1,4 +1,4 @@
-"""The consumers' end, second half: settling what was taken, dropping, redriving. See `_store` for the invariants."""
+"""The consumers' end, with items in hand: settling what was taken, dropping, redriving. See `_store` for the invariants."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import time
 
 from durableq import _os
 from durableq._handle import at_head
-from durableq._head import READY_BYTE, HeadEnd, Taken
-from durableq._leases import DEAD_CODE, DEAD_LENT, DELAYED_CODE, MAX_COUNT, RETURNED_CODE, is_dead_letter
+from durableq._head import READY_BYTE, HeadEnd
+from durableq._leases import DEAD_CODE, DEAD_LENT, DELAYED_CODE, MAX_COUNT, RETURNED_CODE, Taken, is_dead_letter
 from durableq._locks import NOBODYS, TAKEN, UNKNOWN
 from durableq._reclaim import BATCH
 from durableq._record import DONE_BYTE, READY, STATE_OFFSET, encode_body, record_size

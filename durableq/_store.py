@@ -23,8 +23,7 @@ from dataclasses import dataclass, replace
 
 from durableq._checkpoint import DISTANCE, mark_head, mark_tail_synced
 from durableq._handle import at_head, at_tail
-from durableq._head import Taken
-from durableq._leases import DEAD_CODE, DELAYED_CODE, RETURNED_CODE
+from durableq._leases import DEAD_CODE, DELAYED_CODE, RETURNED_CODE, Taken
 from durableq._locks import under_cold_lock
 from durableq._owner import Owner, describe
 from durableq._record import DONE_BYTE, HEAD_SIZE, READY, Header, decode_due

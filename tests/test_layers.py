@@ -25,6 +25,7 @@ LAYERS = [
     ["_fast"],
     ["_compiled"],
     ["_handle"],
+    ["_returned"],
     ["_head"],
     ["_settle"],
     ["_tail"],
