@@ -13,7 +13,6 @@ from time import monotonic
 from durableq import _os
 from durableq._checkpoint import DISTANCE, mark_head
 from durableq._compiled import crc32
-from durableq._handle import at_head
 from durableq._leases import DEAD_CODE, DELAYED_CODE, Taken
 from durableq._locks import NOBODYS, TAKEN, UNKNOWN
 from durableq._reclaim import BATCH, REWIND
@@ -50,6 +49,7 @@ from durableq._state import (
     SPECIAL,
     T_COMMIT,
 )
+from durableq._stepping import at_head
 from durableq._wakeup import PUT
 from durableq.errors import ShutDown
 

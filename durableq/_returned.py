@@ -12,7 +12,7 @@ from contextlib import suppress
 
 from durableq import _os
 from durableq._compiled import crc32
-from durableq._handle import Handle, at_head
+from durableq._handle import Handle
 from durableq._leases import DEAD_CODE, DEAD_LENT, MAX_COUNT, Taken
 from durableq._reclaim import BATCH
 from durableq._record import DEAD as STATE_DEAD
@@ -38,6 +38,7 @@ from durableq._state import (
     RETURNED,
     UNPUNCHED,
 )
+from durableq._stepping import at_head
 from durableq._wakeup import EVERYBODY, GET, JOIN, PUT
 
 WINDOW = 64 << 10

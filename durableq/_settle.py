@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 
 from durableq import _os
-from durableq._handle import at_head
 from durableq._head import READY_BYTE, HeadEnd
 from durableq._leases import DEAD_CODE, DEAD_LENT, DELAYED_CODE, MAX_COUNT, RETURNED_CODE, Taken, is_dead_letter
 from durableq._locks import NOBODYS, TAKEN, UNKNOWN
@@ -15,6 +14,7 @@ from durableq._runs import side_by_side
 from durableq._scan import Reader
 from durableq._spool import SUPERBLOCK
 from durableq._state import BUSY, DROPS, GET_WAITERS, H_STATE, JOIN_WAITERS, NAMESPACE, UNPUNCHED
+from durableq._stepping import at_head
 from durableq._wakeup import EVERYBODY, GET, JOIN
 
 _mutex_try, _mutex_mend, _mutex_unlock = _os.mutex_try, _os.mutex_mend, _os.mutex_unlock

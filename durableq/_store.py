@@ -22,7 +22,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from durableq._checkpoint import DISTANCE, mark_head, mark_tail_synced
-from durableq._handle import at_head, at_tail
 from durableq._leases import DEAD_CODE, DELAYED_CODE, RETURNED_CODE, Taken
 from durableq._locks import under_cold_lock
 from durableq._owner import Owner, describe
@@ -49,6 +48,7 @@ from durableq._state import (
     SHUTDOWN,
     T_COMMIT,
 )
+from durableq._stepping import at_head, at_tail
 from durableq._tail import TailEnd
 from durableq._wakeup import GET, JOIN, PUT, RECHECK, Condition, Deadline
 

@@ -24,6 +24,7 @@ LAYERS = [
     ["_reclaim", "_recovery", "_trust"],
     ["_fast"],
     ["_compiled"],
+    ["_stepping"],
     ["_handle"],
     ["_returned"],
     ["_head"],
