@@ -29,8 +29,8 @@ from durableq._record import (
     decode_due,
     unpack_header,
 )
-from durableq._recovery import Reader
 from durableq._returned import WINDOW, Returned
+from durableq._scan import Reader
 from durableq._state import (
     BUSY,
     H_COMMIT,

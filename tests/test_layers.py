@@ -30,6 +30,7 @@ LAYERS = [
     ["_head"],
     ["_settle"],
     ["_tail"],
+    ["_inspect"],
     ["_store"],
     ["_watch", "_headers", "_unacked"],
     ["_serializers", "_delivery"],
