@@ -38,7 +38,7 @@ from .scenes import (
 )
 from .shape import Case, Found, ready
 
-SMALL_LEDGER = ((leases, "_MIN_LOG2", 10),)
+SMALL_LEDGER = ((leases, "MIN_LOG2", 10),)
 PUNCH_EARLY = tuple((module, "BATCH", 2048) for module in (reclaim, returned_end, head, settle, tail))
 REWIND_EARLY = ((head, "REWIND", 4096), (reclaim, "KEEP", 4096))
 SEVEN = tuple((f"{n}{BIG}", 2) for n in range(8))
