@@ -191,7 +191,8 @@ class Ledger(Region):
         assert self._map is not None
         at = self._owners_at
         found = _first_live(self._map, at + 2 * self._meta[FIRST], at + 2 * self._meta[END])
-        return self.position[found.start() - at >> 1] if found else head
+        self._meta[FIRST] = first = found.start() - at >> 1 if found else self._meta[END]
+        return self.position[first] if found else head
 
     # -- many entries --------------------------------------------------------------------------------------------------
 
@@ -283,25 +284,30 @@ class Ledger(Region):
         """Position ranges between live records, from chunks in which at least `least` bytes died; marks them swept."""
         end = self._meta[END]
         codes = self.codes()
-        done = 0
-        for chunk in range((end + (1 << CHUNK_LOG2) - 1) >> CHUNK_LOG2):
+        covered = self._meta[FIRST]  # what is dead below the first live entry is not ours: the floor takes it
+        for chunk in self._chunks_with_live():
             if self._dead[chunk] < least:
                 continue
             self._dead[chunk] = 0
             first = chunk << CHUNK_LOG2
             for a, b in self._runs(_dead_runs, codes[2 * first : 2 * (chunk + 1 << CHUNK_LOG2)], first):
+                # A run goes on over the border of its chunk, so it reaches up to its live neighbours, once.
+                if a < covered:
+                    continue
                 previous = _previous_live(codes, a)
-                # A run goes on over the border of its chunk, so it reaches up to its live neighbours, once. What is
-                # dead below the first live entry is not ours: the floor takes it.
-                if previous < 0 or self.position[previous] < done:
+                if previous < 0:
                     continue
                 following = _first_live(codes, 2 * b)
-                done = self.position[following.start() // 2] if following else head
-                yield self.position[previous] + self.size(previous), done
+                covered = following.start() // 2 if following else end
+                yield self.position[previous] + self.size(previous), self.position[covered] if following else head
 
     def dead_bytes(self) -> int:
-        """Bytes that died between live records since they were last swept."""
-        return sum(self._dead[: (self._meta[END] + (1 << CHUNK_LOG2) - 1) >> CHUNK_LOG2])
+        """Bytes that died between live records since they were last swept; after `floor`."""
+        chunks = self._chunks_with_live()
+        return sum(self._dead[chunks.start : chunks.stop])
+
+    def _chunks_with_live(self) -> range:
+        return range(self._meta[FIRST] >> CHUNK_LOG2, (self._meta[END] + (1 << CHUNK_LOG2) - 1) >> CHUNK_LOG2)
 
 
 def _previous_live(codes: bytes, i: int) -> int:
