@@ -137,10 +137,15 @@ class Terminal:
 
     def end(self) -> int:
         """Wait for its end; the exit code."""
-        code = self.process.wait(PATIENCE)
-        while select.select([self._ours], [], [], 0)[0]:
-            self.seen += os.read(self._ours, 1 << 16)
-        return code
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            # Reading all the while: a terminal holds a few KiB, then the program waits for us.
+            code = self.process.poll()
+            while select.select([self._ours], [], [], 0.02 if code is None else 0)[0]:
+                self.seen += os.read(self._ours, 1 << 16)
+            if code is not None:
+                return code
+            assert time.monotonic() < deadline, self.seen
 
     def dispose(self) -> None:
         """End it in any case."""
