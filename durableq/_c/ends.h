@@ -48,7 +48,7 @@ enum {
 #define LINGER 3e-6
 #define STREAM_FOR 20e-6
 enum { STREAM = 16, DIALOGUE = 100 };
-#define MARKED (2ull << 20) /* bytes of the spool that are mapped at a time, for done marks */
+#define MARKED (16ull << 20) /* bytes of the spool that are mapped at a time, for done marks */
 enum { SPINS = 100, NAP = 20000 /* ns */, NAPS = 20, MOST_BUFFERED = 8 << 20, COPIED = 8 << 10 };
 enum { LEFT = 0, DID = 1, TELL = 2 }; /* what a call answers; TELL: done, and somebody is to be told (`told`, `wrote`) */
 
