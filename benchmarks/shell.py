@@ -35,7 +35,7 @@ LINES, BYTES = 0.15, 0.3
 
 
 def touch_memory(size: int) -> None:
-    """Use so much memory and let go of it: what a virtual machine has to get from its host first would be a part of the times."""
+    """Use so much memory and let go of it, so that no run waits for what a virtual machine gets from its host first."""
     with mmap.mmap(-1, max(size, mmap.PAGESIZE), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE):
         pass
 

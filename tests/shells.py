@@ -136,11 +136,21 @@ class Terminal:
         os.write(self._ours, keys)
 
     def end(self) -> int:
-        """Wait for its end; the exit code."""
-        code = self.process.wait(PATIENCE)
-        while select.select([self._ours], [], [], 0)[0]:
-            self.seen += os.read(self._ours, 1 << 16)
-        return code
+        """Wait for its end, reading what it says: it could not end if nobody did. The exit code."""
+        deadline = time.monotonic() + PATIENCE
+        while self.process.poll() is None:
+            assert time.monotonic() < deadline, self.seen
+            self._hear(0.05)
+        while self._hear(0):
+            pass
+        return self.process.returncode
+
+    def _hear(self, seconds: float) -> bool:
+        """Read what it says within this time, if it does."""
+        if not select.select([self._ours], [], [], seconds)[0]:
+            return False
+        self.seen += os.read(self._ours, 1 << 16)
+        return True
 
     def dispose(self) -> None:
         """End it in any case."""
