@@ -114,7 +114,9 @@ def legend(symbols: str = BLOCKS) -> str:
 
 
 def symbols_for(stream: IO[str]) -> str:
-    """The block characters if `stream` can carry them, else ASCII."""
+    """The block characters if `stream` can carry them and nobody asked for the locale C, else ASCII."""
+    if os.environ.get("LC_ALL") in ("C", "POSIX"):  # where Python writes UTF-8 all the same
+        return ASCII
     try:
         BLOCKS.encode(getattr(stream, "encoding", None) or "ascii")
     except (UnicodeEncodeError, LookupError):

@@ -214,8 +214,9 @@ def test_the_map_of_an_empty_queue_is_small(shell):
 
 
 def test_the_map_has_block_characters_where_they_can_be_written_and_plain_ones_elsewhere(stretched):
-    assert "\u2588" in stretched.out("durableq map q.dq", env={"PYTHONIOENCODING": "utf-8"}).decode()
-    assert stretched.out("durableq map q.dq", env={"PYTHONIOENCODING": "ascii"}).isascii()
+    assert "\u2588" in stretched.out("durableq map q.dq", env={"LC_ALL": "C.UTF-8"}).decode()
+    assert stretched.out("durableq map q.dq", env={"LC_ALL": "", "PYTHONIOENCODING": "ascii"}).isascii()
+    assert stretched.out("durableq map q.dq", env={"LC_ALL": "C"}).isascii()
 
 
 def test_the_map_has_colours_on_a_terminal_that_has_them(stretched, terminal):

@@ -16,7 +16,6 @@ from durableq.cli._signals import Signals
 
 PAUSE = 0.04
 """Seconds that a block waits to be filled."""
-_FEW, _MUCH = 128 << 10, 1 << 20
 
 
 def batches(fd: int, splitter: Splitter, signals: Signals) -> Iterator[list[bytes]]:
@@ -24,8 +23,6 @@ def batches(fd: int, splitter: Splitter, signals: Signals) -> Iterator[list[byte
     enlarge_pipe(fd)
     poll = select.poll()
     poll.register(fd, select.POLLIN)
-    # Much at a time is good for large blocks; many small items at a time only take room in the cache.
-    size = _FEW if splitter.patient else _MUCH
     while True:
         in_time = None if splitter.patient or not splitter.held else PAUSE * 1000
         with signals.waiting:
@@ -33,7 +30,7 @@ def batches(fd: int, splitter: Splitter, signals: Signals) -> Iterator[list[byte
         if not ready:
             yield splitter.rest()
             continue
-        data = os.read(fd, size)
+        data = os.read(fd, splitter.wants)
         items = splitter.feed(data) if data else splitter.rest()
         if items:
             yield items

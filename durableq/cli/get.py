@@ -36,7 +36,7 @@ from durableq.cli._output import Outlet
 from durableq.cli._signals import Signals, Stopped
 from durableq.errors import Empty, ShutDown
 
-_MOST, _MUCH = 256, 1 << 20
+_MOST, _MUCH = 256, 1 << 18
 """Items and bytes that are taken together, at most and about."""
 _PAGE = 64
 """Items that are looked at together."""

@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import sys
+import threading
 from typing import Any
 
 from durableq._queue import DurableQueue
@@ -18,11 +19,14 @@ from durableq.cli._command import DONE, FULL, USAGE, Command, Failure, duration,
 from durableq.cli._framing import FRAMINGS, splitter
 from durableq.cli._input import batches
 from durableq.cli._signals import Signals, Stopped
-from durableq.errors import Full
+from durableq.errors import DurableQError, Full
 
 BLOCK = 64 << 10
 _LARGE = 8 << 10
 """Items that are so long are put one by one: there is less to gain by putting them together than a copy of them costs."""
+
+_MUCH = 16 << 20
+"""Bytes after which a stream is sent to the disk while more of it is read."""
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
@@ -67,13 +71,23 @@ class _Putter:
         self._queue = queue
         self._options = options
         self._signals = signals
+        self._flusher = threading.Thread()
+        self._unflushed = 0
 
     def put_stream(self) -> None:
         """All of stdin."""
+        try:
+            self._put_stream()
+        finally:
+            if self._flusher.ident is not None:
+                self._flusher.join()
+
+    def _put_stream(self) -> None:
         frames = splitter(self._options.framing, self._options.size)
         try:
             for items in batches(0, frames, self._signals):
                 self.put(items)
+                self._flush(sum(map(len, items)))
         except ValueError as error:
             raise Failure(f"{error}; the items before it were put") from error
         except Stopped:
@@ -83,6 +97,18 @@ class _Putter:
             elif frames.held:
                 _tell(f"{frames.held} bytes of an item that was not complete were not put")
             raise
+
+    def _flush(self, more: int) -> None:
+        """Let the disk work while we read, so that there is little to wait for when the stream ends."""
+        self._unflushed += more
+        if self._unflushed >= _MUCH and self._options.sync and not self._flusher.is_alive():
+            self._unflushed = 0
+            self._flusher = threading.Thread(target=self._sync)
+            self._flusher.start()
+
+    def _sync(self) -> None:
+        with contextlib.suppress(OSError, DurableQError):  # the next put, or closing, meets it as well
+            self._queue.sync()
 
     def put(self, items: list[bytes]) -> None:
         """Put all of them, waiting for room where there is none. Raises Failure, Stopped and what the queue raises."""
