@@ -281,6 +281,14 @@ def test_an_item_that_never_fits_is_told_and_those_before_it_are_put(shell):
     assert b"never fits" in shell.run(script, code=1).stderr
 
 
+def test_a_reader_who_leaves_when_it_has_read_all_is_no_broken_pipe(shell):
+    shell.run("durableq put q.dq one two")
+    # The reader comes late, when `get` waits for it, and goes at once.
+    script = "durableq get q.dq | (durableq stat q.dq >stat.txt; head -c 8 >all.txt); echo ${PIPESTATUS[0]}; cat all.txt"
+    assert shell.out(script) == b"0\none\ntwo\n"
+    shell.run("durableq get q.dq", code=3)
+
+
 # -- odd surroundings --------------------------------------------------------------------------------------------------
 
 

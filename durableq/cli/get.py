@@ -184,7 +184,11 @@ class _Getter:
         end = time.monotonic() + seconds
         self._settle()
         while self._outlet.through() < self._outlet.accepted and time.monotonic() < end:
-            self._outlet.wait_for_reader(look, deaf=seconds != float("inf"))
+            try:
+                self._outlet.wait_for_reader(look, deaf=seconds != float("inf"))
+            except BrokenPipeError:
+                if self._outlet.through() < self._outlet.accepted:  # else it read all and left, as it should
+                    raise
             self._settle()
             look = min(2 * look, _LONGEST_LOOK)
 
