@@ -137,10 +137,15 @@ class Terminal:
 
     def end(self) -> int:
         """Wait for its end; the exit code."""
-        code = self.process.wait(PATIENCE)
-        while select.select([self._ours], [], [], 0)[0]:
-            self.seen += os.read(self._ours, 1 << 16)
-        return code
+        deadline = time.monotonic() + PATIENCE
+        ended = False
+        while not ended:
+            ended = self.process.poll() is not None  # before the last look at what it wrote
+            # It is read all the while: a terminal that nobody reads takes some 4 KiB, and then its writer waits.
+            while select.select([self._ours], [], [], 0 if ended else 0.05)[0]:
+                self.seen += os.read(self._ours, 1 << 16)
+            assert ended or time.monotonic() < deadline, self.seen
+        return self.process.wait()
 
     def dispose(self) -> None:
         """End it in any case."""
