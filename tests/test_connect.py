@@ -11,6 +11,7 @@ from processes import PATIENCE, until
 
 import durableq
 from durableq import BadURLError, DurableQueue, Empty, MissingExtraError, UnreachableError, UnsupportedError
+from durableq.integrations.engines import queue as engine_queue
 
 
 @pytest.fixture
@@ -177,6 +178,13 @@ def test_a_stream_deleted_under_a_waiting_get_is_made_anew(redis_server, redis_u
         client.delete("jobs")
     opened(redis_url).put("a")
     child.expect("a")
+
+
+def test_a_waiting_get_wakes_up_when_a_delayed_item_is_due(redis_url, opened, monkeypatch):
+    jobs = opened(redis_url)
+    jobs.put("late", delay=0.3)
+    monkeypatch.setattr(engine_queue, "_SLICE", PATIENCE)  # or it would come back in any case, soon
+    assert jobs.get(timeout=PATIENCE / 2) == "late"
 
 
 def test_a_get_that_was_asleep_counts_what_was_delivered_before_a_delay(redis_server, redis_url, opened):

@@ -182,11 +182,13 @@ class RedisEngine(Engine):
         limit = min(limit, MOST)
         now = time.monotonic()
         look = now >= self._look_at
-        cursor, taken = self._run(scripts.TAKE, limit, self._threshold, self._cursor if look else b"", int(done))
+        cursor, taken, due = self._run(scripts.TAKE, limit, self._threshold, self._cursor if look else b"", int(done))
         if look:
             self._cursor = cursor
             if cursor == b"0-0":  # round once
                 self._look_at = now + self._threshold / 4000
+        if due >= 0:
+            wait = min(wait, due / 1000)
         if not taken and wait > 0:
             taken = self._wait_and_read(limit, done, wait)
         return [self._fetched(*found) for found in taken]
