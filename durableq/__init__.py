@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 from durableq._check import Damage, Report, check, repair
 from durableq._delivery import Delivery, Peeked
 from durableq._dropin import JoinableQueue, Queue, SimpleQueue
+from durableq._inspect import Stats
 from durableq._owner import Owner
 from durableq._queue import DurableQueue
-from durableq._store import Stats
 from durableq.errors import (
     BadURLError,
     ClosedError,

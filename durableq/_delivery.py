@@ -8,8 +8,8 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Protocol
 
-from durableq._head import Taken
 from durableq._headers import headers_of
+from durableq._leases import Taken
 from durableq._record import TAG_HEADERS
 from durableq.errors import StaleDeliveryError
 

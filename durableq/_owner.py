@@ -16,7 +16,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from durableq import _os
-from durableq._leases import Ledger, owner_code
+from durableq._leases import owner_code
+from durableq._ledger import Ledger
 from durableq._state import (
     DIRTY,
     DIRTY_FOR_ANOTHER,

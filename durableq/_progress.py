@@ -26,9 +26,9 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import IO, Any, TypeGuard
 
+from durableq._inspect import Stats
 from durableq._picture import symbols_for
 from durableq._queue import DurableQueue
-from durableq._store import Stats
 from durableq.errors import DecodeError
 from durableq.failures import short
 

@@ -9,13 +9,13 @@ from types import TracebackType
 from typing import Any
 
 from durableq._delivery import Peeked
-from durableq._head import Taken
-from durableq._leases import DEAD_CODE
+from durableq._inspect import Stats
+from durableq._leases import DEAD_CODE, Taken
 from durableq._reader import ItemReader, _ThisThread
 from durableq._record import HEADER_SIZE, MAX_LENGTH, TAG_BYTES, encode_body, encode_due
 from durableq._serializers import Codec, Serializer
 from durableq._spool import Options
-from durableq._store import Stats, Store
+from durableq._store import Store
 from durableq._wakeup import Deadline
 from durableq.errors import Full
 

@@ -11,8 +11,7 @@ from contextlib import suppress
 from typing import Any
 
 from durableq._delivery import Delivery, Lender, Peeked
-from durableq._head import Taken
-from durableq._leases import MAX_COUNT, RESERVED
+from durableq._leases import MAX_COUNT, RESERVED, Taken
 from durableq._serializers import Codec
 from durableq._unacked import Unacked
 from durableq._wakeup import Deadline

@@ -23,7 +23,7 @@ from contextlib import suppress
 
 from durableq import _os
 from durableq._checkpoint import mark_head, mark_tail_synced
-from durableq._leases import Ledger
+from durableq._ledger import Ledger
 from durableq._locks import HotLock
 from durableq._record import DONE_BYTE, HEADER_SIZE, STATE_OFFSET
 from durableq._scan import Reader
@@ -51,6 +51,9 @@ REWIND = 1 << 20
 """How far into the file a drained queue goes before it starts at the front again: small enough to stay in the cache."""
 KEEP = 5 << 18
 """Bytes of a drained file that are kept for reuse rather than truncated."""
+FOLIO = 2 << 20
+"""What the kernel may keep as one piece of its cache, at most. A done mark through a mapped page gives blocks to all of the
+piece that the page is in, also to the part that was punched."""
 COLLAPSE_AT = 64 << 20
 COLLAPSE_BEHIND = 16 << 20
 """Collapse a hole of at least the first with at most the second behind it: with thousands of extents behind the hole a
@@ -89,10 +92,14 @@ class Reclaimer:
     def punch_floor(self) -> int:
         """Punch everything below the lowest live record; how many bytes."""
         words = self._words
-        floor = self._ledger.floor(self._control.head()[0])
-        done = self.punch(words[PUNCHED], floor)
-        words[PUNCHED] += done  # it lies on a block boundary, so this is where the punch ended
-        return done
+        floor, before = self._ledger.floor(self._control.head()[0]), words[PUNCHED]
+        if floor - before < _os.BLOCK:
+            return 0
+        # What marks above the last punch gave blocks to again is punched once more.
+        low = max(before - FOLIO, words[BASE] + SUPERBLOCK)
+        # It begins on a block boundary, as all punches end on one, so this is where it ends.
+        words[PUNCHED] = max(before, low + self.punch(low, floor))
+        return words[PUNCHED] - before
 
     def sweep(self, least: int) -> int:
         """Punch the dead runs between live records in the parts of the ledger where `least` bytes died; how many."""

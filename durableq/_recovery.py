@@ -29,10 +29,10 @@ from dataclasses import replace
 
 from durableq import _os
 from durableq._checkpoint import DISTANCE, mark_head, mark_tail_synced
-from durableq._leases import DEAD_CODE, DELAYED_CODE, RETURNED_CODE, Ledger
+from durableq._leases import DEAD_CODE, DELAYED_CODE, RETURNED_CODE
+from durableq._ledger import Ledger
 from durableq._record import DEAD, DONE, DONE_BYTE, HEADER_SIZE, READY, STATE_OFFSET, TAG_PAD, Header, decode_due
-from durableq._scan import Reader as Reader
-from durableq._scan import commonest_base, first_base
+from durableq._scan import Reader, commonest_base, first_base
 from durableq._spool import HEAD_SECTOR, SUPERBLOCK, TAIL_SECTOR, Checkpoint, Spool
 from durableq._state import (
     BASE,

@@ -10,7 +10,8 @@ from array import array
 from bisect import bisect_right
 from itertools import accumulate
 
-from durableq._leases import CHUNK_LOG2, END, FIRST, Ledger
+from durableq._leases import CHUNK_LOG2, END, FIRST
+from durableq._ledger import Ledger
 from durableq._state import LIVE, LIVE_BYTES
 
 

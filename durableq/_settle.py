@@ -1,13 +1,12 @@
-"""The consumers' end, second half: settling what was taken, dropping, redriving. See `_store` for the invariants."""
+"""The consumers' end, with items in hand: settling what was taken, dropping, redriving. See `_store` for the invariants."""
 
 from __future__ import annotations
 
 import time
 
 from durableq import _os
-from durableq._handle import at_head
-from durableq._head import READY_BYTE, HeadEnd, Taken
-from durableq._leases import DEAD_CODE, DEAD_LENT, DELAYED_CODE, MAX_COUNT, RETURNED_CODE, is_dead_letter
+from durableq._head import READY_BYTE, HeadEnd
+from durableq._leases import DEAD_CODE, DEAD_LENT, DELAYED_CODE, MAX_COUNT, RETURNED_CODE, Taken, is_dead_letter
 from durableq._locks import NOBODYS, TAKEN, UNKNOWN
 from durableq._reclaim import BATCH
 from durableq._record import DONE_BYTE, READY, STATE_OFFSET, encode_body, record_size
@@ -15,6 +14,7 @@ from durableq._runs import side_by_side
 from durableq._scan import Reader
 from durableq._spool import SUPERBLOCK
 from durableq._state import BUSY, DROPS, GET_WAITERS, H_STATE, JOIN_WAITERS, NAMESPACE, UNPUNCHED
+from durableq._stepping import at_head
 from durableq._wakeup import EVERYBODY, GET, JOIN
 
 _mutex_try, _mutex_mend, _mutex_unlock = _os.mutex_try, _os.mutex_mend, _os.mutex_unlock

@@ -10,7 +10,6 @@ from time import monotonic
 
 from durableq import _os
 from durableq._checkpoint import mark_head, mark_tail
-from durableq._handle import at_head, at_tail
 from durableq._locks import NOBODYS, TAKEN, UNKNOWN
 from durableq._reclaim import BATCH
 from durableq._record import HEAD_SIZE, MAGIC, READY, pack_head
@@ -31,6 +30,7 @@ from durableq._state import (
     T_STATE,
     UNPUNCHED,
 )
+from durableq._stepping import at_head, at_tail
 from durableq._wakeup import GET
 from durableq.errors import ShutDown
 

@@ -29,10 +29,10 @@ from types import TracebackType
 from typing import Any, TypeVar, cast
 
 from durableq._delivery import Delivery
+from durableq._inspect import Stats
 from durableq._queue import DurableQueue
 from durableq._reader import _ThisThread
 from durableq._record import encode_due
-from durableq._store import Stats
 from durableq._unacked import Unacked
 from durableq._watch import GET, JOIN, PUT, Call, Watch
 from durableq.errors import Empty, Full

@@ -138,14 +138,14 @@ class Terminal:
     def end(self) -> int:
         """Wait for its end; the exit code."""
         deadline = time.monotonic() + PATIENCE
-        ended = False
-        while not ended:
-            ended = self.process.poll() is not None  # before the last look at what it wrote
-            # It is read all the while: a terminal that nobody reads takes some 4 KiB, and then its writer waits.
-            while select.select([self._ours], [], [], 0 if ended else 0.05)[0]:
+        while True:
+            # Reading all the while: a terminal holds a few KiB, then the program waits for us.
+            code = self.process.poll()
+            while select.select([self._ours], [], [], 0.02 if code is None else 0)[0]:
                 self.seen += os.read(self._ours, 1 << 16)
-            assert ended or time.monotonic() < deadline, self.seen
-        return self.process.wait()
+            if code is not None:
+                return code
+            assert time.monotonic() < deadline, self.seen
 
     def dispose(self) -> None:
         """End it in any case."""

@@ -8,8 +8,7 @@ import pytest
 from processes import until
 
 from durableq import DurableQueue
-from durableq._head import Taken
-from durableq._leases import RESERVED
+from durableq._leases import RESERVED, Taken
 
 
 @pytest.fixture

@@ -155,3 +155,16 @@ def test_a_purge_gives_the_blocks_back(path):
         q.put_many(pieces(256))
         q.purge()
         assert on_disk(path) <= SLACK
+
+
+def test_marks_in_a_page_that_the_kernel_keeps_in_one_piece_with_punched_ones_do_not_fill_the_hole_again(path):
+    # A batch lies in large pieces of the kernel's cache, and a mark through a mapped page takes blocks for its whole piece.
+    with DurableQueue(path, sync=None) as q:
+        for _ in range(60):
+            q.put_many([bytes(range(100))] * 1000)
+        for _ in range(59_000):
+            q.get_nowait()
+            q.task_done()
+        done = path.stat().st_size - q.stats().bytes_live
+        with open(path, "rb") as file:
+            assert os.lseek(file.fileno(), 4096, os.SEEK_DATA) > done - SLACK

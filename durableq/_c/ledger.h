@@ -1,4 +1,4 @@
-/* The ledger of what is lent, as _leases.Ledger lays it out. */
+/* The ledger of what is lent, as _leases lays it out. */
 
 typedef struct {
     uint64_t capacity;

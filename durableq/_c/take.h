@@ -139,7 +139,7 @@ static Py_ssize_t collect(Ends *self, PyObject *box, long limit, int done, long 
     return count;
 }
 
-/* Under the head lock: take what was given back, as HeadEnd._take_returned. It is older than everything at the head. How many;
+/* Under the head lock: take what was given back, as Returned._take_returned. It is older than everything at the head. How many;
  * none if there is more to it: delays, leases, a shutdown, a bound on deliveries. */
 static Py_ssize_t take_returned(Ends *self, PyObject *box, long limit, int done, long reserved)
 {

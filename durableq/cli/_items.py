@@ -11,9 +11,8 @@ import json
 import pickle
 from typing import Any
 
-from durableq._head import Taken
 from durableq._headers import without_headers
-from durableq._leases import MAX_COUNT
+from durableq._leases import MAX_COUNT, Taken
 from durableq._progress import printable
 from durableq._record import TAG_BYTES, TAG_CUSTOM, TAG_HEADERS, TAG_JSON, TAG_PICKLE
 from durableq._store import Store

@@ -14,8 +14,7 @@ from collections import deque
 from itertools import accumulate
 from typing import NamedTuple
 
-from durableq._head import Taken
-from durableq._leases import DEAD_CODE, RESERVED, RETURNED_CODE
+from durableq._leases import DEAD_CODE, RESERVED, RETURNED_CODE, Taken
 from durableq._queue import DurableQueue
 from durableq._reader import ItemReader
 from durableq.cli._command import (

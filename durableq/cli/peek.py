@@ -11,8 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from durableq import failures
-from durableq._head import Taken
-from durableq._leases import DEAD_CODE, MAX_COUNT, RETURNED_CODE
+from durableq._leases import DEAD_CODE, MAX_COUNT, RETURNED_CODE, Taken
 from durableq._progress import duration, printable
 from durableq._queue import DurableQueue
 from durableq.cli._command import DONE, EMPTY, Command, Failure, existing_spool, positive, spool_argument

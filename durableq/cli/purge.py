@@ -6,7 +6,7 @@ import argparse
 import sys
 
 from durableq import failures
-from durableq._head import Taken
+from durableq._leases import Taken
 from durableq._queue import DurableQueue
 from durableq.cli._command import DONE, FAILED, Command, existing_spool, spool_argument
 

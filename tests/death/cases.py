@@ -9,6 +9,7 @@ from durableq import DurableQueue
 from durableq import _head as head
 from durableq import _leases as leases
 from durableq import _reclaim as reclaim
+from durableq import _returned as returned_end
 from durableq import _settle as settle
 from durableq import _tail as tail
 
@@ -37,8 +38,8 @@ from .scenes import (
 )
 from .shape import Case, Found, ready
 
-SMALL_LEDGER = ((leases, "_MIN_LOG2", 10),)
-PUNCH_EARLY = tuple((module, "BATCH", 2048) for module in (reclaim, head, settle, tail))
+SMALL_LEDGER = ((leases, "MIN_LOG2", 10),)
+PUNCH_EARLY = tuple((module, "BATCH", 2048) for module in (reclaim, returned_end, head, settle, tail))
 REWIND_EARLY = ((head, "REWIND", 4096), (reclaim, "KEEP", 4096))
 SEVEN = tuple((f"{n}{BIG}", 2) for n in range(8))
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+from unittest import mock
 
 from durableq import DurableQueue
 
@@ -47,6 +49,14 @@ class Case:
     """After a boot the outcome is another, because the spool does not count the first delivery."""
     shifts: bool = False
     """What is taken changes the other counts: they are compared only afterwards."""
+
+    @contextmanager
+    def patched(self) -> Iterator[None]:
+        """The package with other values of `patches`; AttributeError for one that it does not have."""
+        with ExitStack() as stack:
+            for module, name, value in self.patches:
+                stack.enter_context(mock.patch.object(module, name, value))
+            yield
 
 
 def ready(*items: Any, again: tuple[Any, ...] = ()) -> tuple[tuple[Any, int], ...]:

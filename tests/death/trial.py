@@ -90,7 +90,8 @@ def _prepare(case: Case, folder: Path) -> tuple[DurableQueue | None, str]:
     folder.mkdir()
     path = str(folder / "q.dq")
     if not case.alone:
-        return DurableQueue(path, sync=None, **case.options), path
+        with case.patched():  # also what the queue is made with
+            return DurableQueue(path, sync=None, **case.options), path
     if case.name == "create":
         return None, path
     child = os.fork()
@@ -123,7 +124,7 @@ def _in_child(case: Case, path: str, n: int, say_where: bool = False) -> tuple[i
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
-        with _last_words():
+        with _last_words(), case.patched():
             os.close(reading)
             signal.alarm(0)
             _operate(case, path, n, writing, say_where)
@@ -137,8 +138,6 @@ def _in_child(case: Case, path: str, n: int, say_where: bool = False) -> tuple[i
 
 def _operate(case: Case, path: str, n: int, writing: int, say_where: bool) -> None:
     Handle.compiled = False  # every step is a byte code here; who survives may be compiled or not
-    for module, name, value in case.patches:
-        setattr(module, name, value)
 
     def strike() -> None:
         if say_where:

@@ -35,7 +35,7 @@ def installed(program: str, package: str) -> str:
 
 
 def free_port() -> int:
-    """A loopback port that nobody listens on at this moment, from below those that the kernel gives to connections meanwhile."""
+    """A loopback port that nobody listens on, from below those that the kernel gives to connections meanwhile."""
     while True:
         port = random.SystemRandom().randrange(10_000, 32_000)
         with socket.socket() as probe, contextlib.suppress(OSError):

@@ -29,9 +29,8 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
-from durableq._head import Taken
 from durableq._headers import with_headers
-from durableq._leases import MAX_COUNT
+from durableq._leases import MAX_COUNT, Taken
 from durableq._record import TAG_HEADERS
 from durableq._wakeup import Deadline
 from durableq.errors import ClosedError, DurableQError, UnsupportedError

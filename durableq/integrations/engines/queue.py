@@ -9,8 +9,7 @@ from types import TracebackType
 from typing import Any
 
 from durableq._delivery import Delivery, Peeked
-from durableq._head import Taken
-from durableq._leases import MAX_COUNT
+from durableq._leases import MAX_COUNT, Taken
 from durableq._reader import ItemReader, _ThisThread
 from durableq._serializers import Codec, Serializer
 from durableq._wakeup import Deadline
