@@ -112,7 +112,7 @@ class Watch:
                 holders.append(Holder(owner.pid, printable(owner.command), None, 0, 0.0))
                 continue
             since = seen[owner.pid, peeked.id] = self._first_seen.get((owner.pid, peeked.id), now)
-            on = "an item that cannot be decoded here" if isinstance(peeked.item, DecodeError) else short(peeked.item)
+            on = f"item {peeked.id}" if isinstance(peeked.item, DecodeError) else short(peeked.item)
             holders.append(Holder(owner.pid, printable(owner.command), printable(on), peeked.deliveries, now - since))
         self._first_seen = seen
         return holders
@@ -273,22 +273,21 @@ class _Plain(Display):
     def __init__(self, stream: IO[str]) -> None:
         super().__init__(stream)
         self._symbols = symbols_for(stream)
-        self._drawn = 0
+        self._drawn: list[str] = []
 
     def show(self, view: View) -> None:
         size = shutil.get_terminal_size()
         # A filled last column would wrap, a filled last line would scroll: both would leave remains.
-        lines = block(view, size.columns - 1, self._symbols, size.lines - 1)
-        self._stream.write(self._wipe() + "".join(line + "\n" for line in lines))
-        self._stream.flush()
-        self._drawn = len(lines)
+        self._draw("", block(view, size.columns - 1, self._symbols, size.lines - 1))
 
     def write(self, text: str) -> None:
-        self._stream.write(self._wipe() + text)
-        self._drawn = 0
+        self._draw(text, self._drawn)
 
-    def _wipe(self) -> str:
-        return f"\x1b[{self._drawn}A\r\x1b[J" if self._drawn else ""
+    def _draw(self, above: str, lines: list[str]) -> None:
+        wipe = f"\x1b[{len(self._drawn)}A\r\x1b[J" if self._drawn else ""
+        self._stream.write(wipe + above + "".join(line + "\n" for line in lines))
+        self._stream.flush()
+        self._drawn = lines
 
 
 class _Rich(Display):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 import sys
+import time
 
 import pytest
 from processes import PATIENCE, until
 
 import durableq
 from durableq import BadURLError, DurableQueue, Empty, MissingExtraError, UnreachableError, UnsupportedError
+from durableq.integrations.engines import queue as engine_queue
 
 
 @pytest.fixture
@@ -78,6 +80,25 @@ def test_an_option_that_is_for_files_is_refused(url, option):
 def test_an_unknown_option_is_a_type_error(url):
     with pytest.raises(TypeError):
         durableq.connect(url, colour="red")
+
+
+@pytest.mark.parametrize("option", [{"lease": -1}, {"lease": 0}, {"max_deliveries": 0}], ids=str)
+def test_numbers_that_make_no_sense_are_refused_by_their_names(redis_url, option):
+    with pytest.raises(ValueError, match=f"{next(iter(option))}=.* must be None or positive"):
+        durableq.connect(redis_url, **option)
+
+
+def test_kafka_is_told_to_be_no_queue():
+    with pytest.raises(UnsupportedError, match=r"durableq\.forward sends to it"):
+        durableq.connect("kafka://127.0.0.1:1/jobs")
+
+
+def test_a_queue_tells_its_url_and_its_options(redis_url, opened):
+    opened(redis_url, lease=60, max_deliveries=3)
+    adopted = opened(redis_url)
+    assert (adopted.url, adopted.lease, adopted.max_deliveries) == (f"{redis_url.removesuffix('/jobs')} stream jobs", 60, 3)
+    with pytest.raises(UnsupportedError, match="url names this queue"):
+        _ = adopted.path
 
 
 @pytest.mark.parametrize("call", ["stats", "sync", "compact", "shutdown"])
@@ -157,6 +178,25 @@ def test_a_stream_deleted_under_a_waiting_get_is_made_anew(redis_server, redis_u
         client.delete("jobs")
     opened(redis_url).put("a")
     child.expect("a")
+
+
+def test_a_waiting_get_wakes_up_when_a_delayed_item_is_due(redis_url, opened, monkeypatch):
+    jobs = opened(redis_url)
+    jobs.put("late", delay=0.3)
+    monkeypatch.setattr(engine_queue, "_SLICE", PATIENCE)  # or it would come back in any case, soon
+    assert jobs.get(timeout=PATIENCE / 2) == "late"
+
+
+def test_a_get_that_was_asleep_counts_what_was_delivered_before_a_delay(redis_server, redis_url, opened):
+    sleeper, other = opened(redis_url), opened(redis_url)
+    sleeper.put_many("ab")
+    for delivery in sleeper.reserve_many(2):
+        delivery.nack(delay=0.01)
+    with redis_server.client() as client:
+        until(lambda: client.zcount("jobs:delayed", 0, time.time() * 1000) == 2)
+    other.reserve(timeout=PATIENCE)  # which brings both back
+    (woken_by,) = sleeper._store._wait_and_read(1, False, PATIENCE)
+    assert sleeper._store._fetched(*woken_by).deliveries == 2
 
 
 def test_a_broker_that_was_restarted_gives_back_what_was_lent_and_the_handle_goes_on(rabbitmq, opened):

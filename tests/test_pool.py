@@ -67,6 +67,12 @@ def test_results_may_go_to_a_queue_that_is_open_already_under_any_serializer(q, 
     assert [value for _, value in everything(results)] == [1, 2]
 
 
+def test_the_results_of_a_pool_on_bytes_are_pickled(open_queue, pool, results):
+    open_queue(serializer="bytes").put(b"x")
+    pool(results=results.path, serializer="bytes").run(until_empty=True)
+    assert [value for _, value in everything(results)] == [b"x"]
+
+
 def test_a_full_results_queue_makes_the_workers_wait(q, pool, open_queue, tmp_path):
     results = open_queue(tmp_path / "results.dq", maxsize=1)
     q.put_many(range(3))

@@ -138,6 +138,14 @@ def test_a_worker_that_has_grown_too_much_is_replaced_after_its_item(q, pool, tm
     assert first != second
 
 
+def test_a_worker_that_is_too_big_from_the_start_does_an_item_before_it_is_replaced(q, pool, tmp_path):
+    q.put_many([("tell", tmp_path / "told")] * 2)
+    tally = pool(max_memory=1).run(until_empty=True)
+    assert (tally.done, tally.deaths) == (2, 0)
+    first, second = told(tmp_path / "told")
+    assert first != second
+
+
 # -- leases ------------------------------------------------------------------------------------------------------------
 
 
@@ -192,11 +200,8 @@ if __name__ == "__main__":
 """
 
 
-# A fork server's workers are not the pool's children, so one that never gives up the GIL goes on: see `die_with`.
-@pytest.mark.parametrize(
-    ("start_method", "what"),
-    [("spawn", "meet"), ("spawn", "hog"), ("fork", "meet"), ("fork", "hog"), ("forkserver", "meet")],
-)
+@pytest.mark.parametrize("start_method", ["spawn", "fork", "forkserver"])
+@pytest.mark.parametrize("what", ["meet", "hog"])
 def test_a_killed_pool_leaves_no_worker_and_its_items_go_to_the_next_pool(q, start, path, pool, tmp_path, start_method, what):
     q.put(("meet", tmp_path / "told") if what == "meet" else ("hog", NEVER))
     q.put(("meet", tmp_path / "told"))

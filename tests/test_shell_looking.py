@@ -80,6 +80,18 @@ def test_stat_watch_draws_on_a_terminal_until_ctrl_c(busy, terminal):
     assert watch.end() == -signal.SIGINT
 
 
+def test_stat_watch_shows_items_of_python_programs_by_name_and_to_who_trusts_them_as_they_are(shell, terminal):
+    with DurableQueue(shell.folder / "q.dq") as q:
+        q.put({"resize": "cat.png"})
+        delivery = q.reserve()
+        for options, shown in (("", f"item {delivery.id}"), (" --unpickle", "{'resize': 'cat.png'}")):
+            watch = terminal(f"durableq stat --watch --every 50ms{options} q.dq")
+            watch.until(shown.encode())
+            watch.type(b"\x03")
+            assert watch.end() == -signal.SIGINT
+    assert "--watch" in one_line(shell.run("durableq stat --unpickle q.dq", code=2).stderr)
+
+
 def test_stat_watch_as_json_is_a_line_each_time(busy):
     watch = busy.start("exec durableq stat --watch --json --every 50ms q.dq")
     first, second = (json.loads(watch.stdout.readline()) for _ in range(2))

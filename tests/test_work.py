@@ -329,6 +329,7 @@ def test_on_a_terminal_it_shows_what_it_is_doing_with_the_log_above_it(q, durabl
     os.close(terminal)
     assert program.wait(PATIENCE) == 0
     assert b"2 workers on" in shown and b"stopped: 2 items done" in shown
+    assert b"2 done, 0 failed, 0 in flight" in shown, "the last view tells of the end"
 
 
 def test_without_a_terminal_it_only_logs_one_line_for_each_event(q, durableq):

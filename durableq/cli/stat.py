@@ -22,6 +22,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     kinds.add_argument("--json", action="store_true", help="one JSON object, for programs")
     kinds.add_argument("--prometheus", action="store_true", help="as Prometheus metrics, for a text file collector")
     parser.add_argument("-w", "--watch", action="store_true", help="show it again and again, with rates, until Ctrl-C")
+    parser.add_argument("--unpickle", action="store_true", help="with --watch: show items of Python programs: runs their code")
     parser.add_argument("--every", type=duration, default=1.0, metavar="TIME", help="with --watch: how often (1s)")
 
 
@@ -30,7 +31,10 @@ def _run(options: argparse.Namespace) -> int:
 
     if options.watch and options.prometheus:
         raise Failure("--prometheus shows one moment: leave --watch away", USAGE)
-    with DurableQueue(existing_spool(options.path), serializer="bytes") as queue:
+    if options.unpickle and not options.watch:
+        raise Failure("--unpickle shows what each process is on, which --watch does: add it", USAGE)
+    serializer = "pickle" if options.unpickle else "bytes"
+    with DurableQueue(existing_spool(options.path), serializer=serializer) as queue:
         if options.watch:
             _watch(queue, options)
         elif options.json:
@@ -117,7 +121,7 @@ delayed ones wait for their time; dead letters failed too often, or cannot be de
 what `ls -l` does: what was done is given back to the file system.""",
     (
         ("durableq stat jobs.dq", "counts, bytes, and the processes that have the queue open"),
-        ("durableq stat --watch jobs.dq", "the same as it changes, with rates and the time left"),
+        ("durableq stat --watch --unpickle jobs.dq", "as it changes, with rates, the time left, and who is on what"),
         ("durableq stat --json jobs.dq | jq .ready", "one number for a script"),
         ("durableq stat --prometheus jobs.dq > /var/lib/node_exporter/jobs.prom.new", "for a text file collector"),
     ),

@@ -39,8 +39,15 @@ def connect(
         if parts.netloc not in ("", "localhost") or not parts.path:
             raise BadURLError(f"{url}: a file's URL has three slashes and an absolute path: file:///var/spool/jobs.dq")
         return DurableQueue(unquote(parts.path), maxsize, ack=ack, serializer=serializer, **options)
+    if parts.scheme == "kafka":
+        raise UnsupportedError(
+            "kafka://: what Kafka has is no queue of items that are done one by one; durableq.forward sends to it"
+        )
     if not parts.scheme:
         raise BadURLError(f"{url!r} is no URL; for a file, take DurableQueue({url!r}) or file:///...")
+    for option in ("lease", "max_deliveries"):
+        if options.get(option) is not None and options[option] <= 0:
+            raise ValueError(f"{option}={options[option]!r} must be None or positive")
     for option in _OF_A_FILE & options.keys():
         raise UnsupportedError(f"{parts.scheme}://: {option} is for a queue in a file; see what the engine itself has for that")
     found = EngineQueue(_engine(parts.scheme, url, maxsize, Codec(serializer).tag, options), ack, serializer)

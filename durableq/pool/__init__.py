@@ -59,7 +59,8 @@ class WorkerPool:
     on_error        called in the worker as on_error(delivery, exception) after each failure; a true return value sends the
                     item to the dead letters at once
     results         a path or a DurableQueue: gets a `Result(id, value)` for each item. By its path it is opened with
-                    sync=0 unless `sync` is None, so that no power cut leaves an item done without its result
+                    sync=0 unless `sync` is None, so that no power cut leaves an item done without its result; and with
+                    the pool's `serializer`, but "pickle" instead of "bytes", for a result has two parts
     batch           the function gets a list of up to so many items (and returns as many results). What failed comes
                     again alone
     timeout         seconds for one call; then the worker is killed and replaced, and the delivery counts
@@ -131,10 +132,11 @@ class WorkerPool:
         """
         with ExitStack() as open_files:
             display = open_files.enter_context(open_display(self._progress))
-            queue = open_files.enter_context(self._open(self._path, self._sync))
+            queue = open_files.enter_context(self._open(self._path, self._sync, self._serializer))
             results = self._results
             if results is not None and not isinstance(results, DurableQueue):
-                results = open_files.enter_context(self._open(results, None if self._sync is None else 0))
+                serializer = "pickle" if self._serializer == "bytes" else self._serializer
+                results = open_files.enter_context(self._open(results, None if self._sync is None else 0, serializer))
             failures.sweep(queue)
             supervisor = Supervisor(
                 self._settings(queue, results),
@@ -176,7 +178,7 @@ class WorkerPool:
 
     def failures(self) -> list[Failure]:
         """What happened to the dead letters that are there now, the latest last."""
-        with self._open(self._path, None) as queue:
+        with self._open(self._path, None, self._serializer) as queue:
             return list(failures.read(queue).values())
 
     def __enter__(self) -> WorkerPool:
@@ -199,8 +201,9 @@ class WorkerPool:
         except BaseException as error:
             self._error = error
 
-    def _open(self, path: str | os.PathLike[str], sync: float | None) -> DurableQueue:
-        return DurableQueue(path, sync=sync, serializer=self._serializer)
+    @staticmethod
+    def _open(path: str | os.PathLike[str], sync: float | None, serializer: str | Serializer) -> DurableQueue:
+        return DurableQueue(path, sync=sync, serializer=serializer)
 
     def _settings(self, queue: DurableQueue, results: DurableQueue | None) -> Settings:
         bounds = [bound for bound in (self._max_deliveries, queue.max_deliveries) if bound is not None]

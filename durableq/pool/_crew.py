@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from logging import LogRecord, makeLogRecord
 from multiprocessing import resource_tracker
+from multiprocessing.connection import Connection
 from multiprocessing.context import BaseContext
 from pickle import loads
 
@@ -35,7 +36,11 @@ class Member:
         self.deaf = False
         """Whether its end of the socket is closed."""
         method = context.get_start_method()
-        arguments = (settings, self.cell, theirs, os.getpid(), method != "forkserver")
+        lifeline: Connection | None = None
+        self._lifeline: Connection | None = None
+        if method == "forkserver":
+            lifeline, self._lifeline = context.Pipe(duplex=False)
+        arguments = (settings, self.cell, theirs, lifeline, os.getpid())
         name = f"durableq-worker-{number}"
         # `Process` is there in every context, though BaseContext does not say so.
         self.process = context.Process(target=main, args=arguments, name=name, daemon=False)  # type: ignore[attr-defined]
@@ -43,11 +48,12 @@ class Member:
             with _signals_held_back(method):
                 self.process.start()
         except BaseException:
-            self.end.close()
-            self.cell.close()
+            self._close()
             raise
         finally:
             theirs.close()
+            if lifeline is not None:
+                lifeline.close()
 
     # -- what it does --------------------------------------------------------------------------------------------------
 
@@ -147,8 +153,13 @@ class Member:
         """Give back all that a dead one needed."""
         self.process.join()
         self.process.close()
+        self._close()
+
+    def _close(self) -> None:
         self.end.close()
         self.cell.close()
+        if self._lifeline is not None:
+            self._lifeline.close()
 
 
 @contextmanager

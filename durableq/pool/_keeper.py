@@ -8,6 +8,7 @@ and its item goes to somebody else. That is what a lease is for.
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import logging
 import os
 import select
@@ -16,6 +17,7 @@ import socket
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
+from multiprocessing.connection import Connection
 from types import FrameType
 
 from durableq._delivery import Delivery
@@ -73,16 +75,24 @@ class Keeper(threading.Thread):
                 _log.warning("the lease of item %s could not be extended: %s", delivery.id, error)
 
 
-def die_with(pool: int, direct: bool) -> None:
-    """Have the kernel kill this process when the pool's dies, whatever this one is busy with. `direct`: it is our parent.
+def die_with(pool: int, lifeline: Connection | None) -> None:
+    """Have the kernel kill this process when the pool's dies, whatever this one is busy with.
 
-    Through a fork server it is not; then the end of the socket has to do, which `Keeper` sees. The kernel means the thread
-    that started us; that one waits for all its workers before it ends.
+    The pool is our parent, unless there is a lifeline. The kernel means the thread that started us; that one waits for all
+    its workers before it ends.
+
+    `lifeline`: the end for reading of a pipe whose other end the pool alone has, for the parent is a fork server, which
+    outlives the pool. The kernel tells of its end by a signal of our choice (F_SETSIG, see fcntl(2)).
     """
-    if not direct:
+    if lifeline is None:
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != pool:  # it was dead before that call
+            os._exit(1)
         return
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != pool:  # it was dead before that call
+    fcntl.fcntl(lifeline, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(lifeline, fcntl.F_SETSIG, signal.SIGKILL)
+    fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC)
+    if lifeline.poll():  # as above: nothing is ever written, so this is the end
         os._exit(1)
 
 

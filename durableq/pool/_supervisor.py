@@ -103,6 +103,8 @@ class Supervisor:
             with self._signals():
                 while self._crew or not self._heeded:
                     self._turn()
+                self._next_show = 0.0  # the last view stays on the screen, so it tells of the end
+                self._show()
         finally:
             for member in self._crew:
                 member.kill()

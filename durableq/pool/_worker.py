@@ -23,6 +23,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection
 from typing import Any
 
 from durableq import failures
@@ -42,9 +43,9 @@ _LOOK = 0.25
 """Seconds after which a worker that waits for an item looks whether it is to stop."""
 
 
-def main(settings: Settings, cell: Cell, end: socket.socket, pool: int, direct: bool) -> None:
-    """What a worker process runs. `pool` is the pool's pid, `direct` whether that is the parent."""
-    die_with(pool, direct)
+def main(settings: Settings, cell: Cell, end: socket.socket, lifeline: Connection | None, pool: int) -> None:
+    """What a worker process runs. `pool` is the pool's pid; for `lifeline` see `die_with`."""
+    die_with(pool, lifeline)
     cell.catch_last_words()
     keeper = Keeper(end, cell, settings.lease)
     take_signals(cell)
@@ -99,6 +100,8 @@ class Worker:
 
     def _too_old(self, taken: int) -> str:
         settings = self._settings
+        if not taken:  # whoever is too big from the start does one item all the same: else nobody ever would
+            return ""
         if settings.max_items and taken >= settings.max_items:
             return f"max_items: it has had {taken}"
         if self._memory is not None and settings.max_memory is not None and self._memory() > settings.max_memory:

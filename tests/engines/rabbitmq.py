@@ -74,12 +74,12 @@ class RabbitMQ:
 
         if not _listens(self.port):
             return False
-        try:
-            with kombu.Connection(self.url, connect_timeout=5) as connection:
+        with kombu.Connection(self.url, connect_timeout=5) as connection:
+            try:
                 connection.connect()
                 return True
-        except OSError:
-            return False
+            except (OSError, *connection.connection_errors):  # it may say no in words while it starts
+                return False
 
     def kill(self) -> None:
         """SIGKILL."""

@@ -76,6 +76,9 @@ class Engine(ABC):
 
     path: str
     """Which queue of which engine, for people: no password."""
+    max_deliveries: int | None = None
+    lease: float | None = None
+    """As of DurableQueue, where the engine has them."""
     beat = 0.0
     """Seconds between two signs of life; 0: none are needed."""
 

@@ -173,6 +173,16 @@ class EngineQueue(_EngineReader):
         self._store.check()
         self._store.maxsize = max(0, value)
 
+    @property
+    def max_deliveries(self) -> int | None:
+        """After so many deliveries without success an item goes to the dead letters; None: never, or the engine's to say."""
+        return self._store.max_deliveries
+
+    @property
+    def lease(self) -> float | None:
+        """Seconds after which a lent item returns although its holder lives; None: only when the holder is gone."""
+        return self._store.lease
+
     def purge(self) -> int:
         """Remove everything that waits, but not what is lent or dead; how many items."""
         self._store.check()
@@ -242,6 +252,11 @@ class EngineQueue(_EngineReader):
     def is_shutdown(self) -> bool:
         """Always false: see `shutdown`."""
         return False
+
+    @property
+    def path(self) -> str:
+        """Raises UnsupportedError: there is no file; `url` names the queue."""
+        raise self._store.unsupported("path is that of a file", "url names this queue")
 
     def stats(self) -> Any:
         """Raises UnsupportedError: ask the engine itself."""

@@ -114,7 +114,8 @@ class RedisEngine(Engine):
         for name, value in self._wanted.items():
             if value and value != stored[name]:
                 raise OptionMismatchError(f"{self.path}: {name}={value} contradicts the queue's own {name}={stored[name]}")
-        self._lease = stored["lease"] / 1000
+        self.lease = stored["lease"] / 1000 or None
+        self.max_deliveries = stored["max_deliveries"] or None
         self._threshold = stored["lease"] or stored["silence"] or int(SILENCE * 1000)
         self.beat = self._threshold / 3000
 
@@ -181,11 +182,13 @@ class RedisEngine(Engine):
         limit = min(limit, MOST)
         now = time.monotonic()
         look = now >= self._look_at
-        cursor, taken = self._run(scripts.TAKE, limit, self._threshold, self._cursor if look else b"", int(done))
+        cursor, taken, due = self._run(scripts.TAKE, limit, self._threshold, self._cursor if look else b"", int(done))
         if look:
             self._cursor = cursor
             if cursor == b"0-0":  # round once
                 self._look_at = now + self._threshold / 4000
+        if due >= 0:
+            wait = min(wait, due / 1000)
         if not taken and wait > 0:
             taken = self._wait_and_read(limit, done, wait)
         return [self._fetched(*found) for found in taken]
@@ -201,7 +204,9 @@ class RedisEngine(Engine):
         except self._redis.ResponseError:  # the stream has gone under our eyes; the next call makes it anew
             return []
         rows = found[0][1] if found else []
-        taken = [(id, 1, 1, [part for pair in fields.items() for part in pair]) for id, fields in rows]
+        taken = [
+            (id, 1, 1 + int(fields.get(b"n", 0)), [part for pair in fields.items() for part in pair]) for id, fields in rows
+        ]
         if done:
             for id, count, *_ in taken:
                 self._run(scripts.ACK, id, count)
@@ -213,7 +218,7 @@ class RedisEngine(Engine):
         enqueued = int(found[b"at"]) if b"at" in found else int(id.split(b"-")[0]) * 1000
         headers = {field.decode(): value.decode("utf-8", "replace") for field, value in found.items() if field not in _OURS}
         body = Body(found.get(b"value", b""), int(found.get(b"tag", self._own_tag)), enqueued, name).carrying(headers)
-        until = time.monotonic() + self._lease if self._lease else math.inf
+        until = time.monotonic() + self.lease if self.lease else math.inf
         return Fetched(_Token(id, count, until), name, deliveries, body)
 
     # -- settling ------------------------------------------------------------------------------------------------------

@@ -110,7 +110,7 @@ TAKE = (
     _COMMON
     + """
 -- 3 how many, 4 milliseconds of silence after which an entry is anybody's, 5 where to look for such ('' not now), 6 for good?
--- returns where to look next, and {id, deliveries, fields} of each
+-- returns where to look next, {id, count, deliveries, fields} of each, and milliseconds to the first that is delayed, or -1
 local limit, silence, cursor, done = tonumber(ARGV[3]), ARGV[4], ARGV[5], ARGV[6] == '1'
 local most, taken = option('max_deliveries'), {}
 
@@ -161,7 +161,8 @@ if #taken < limit then
         for _, entry in ipairs(found[1][2]) do take(entry[1], entry[2]) end
     end
 end
-return {cursor, taken}
+local first = redis.call('ZRANGE', delayed, 0, 0, 'WITHSCORES')[2]
+return {cursor, taken, first and math.max(0, math.ceil(first - now())) or -1}
 """
 )
 
