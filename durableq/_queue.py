@@ -64,7 +64,7 @@ class DurableQueue(ItemReader):
         serializer: str | Serializer = "pickle",
         mode: int = 0o600,
     ) -> None:
-        _check_options(ack, sync, max_bytes, on_full, max_deliveries, lease)
+        _check_options(ack, sync, maxsize, max_bytes, on_full, max_deliveries, lease)
         options = Options(
             max(0, maxsize), max_bytes or 0, on_full, max_deliveries or 0, max(1, int(lease * 1000)) if lease else 0
         )
@@ -350,6 +350,7 @@ class DeadLetters(ItemReader):
 def _check_options(
     ack: str,
     sync: float | None,
+    maxsize: int,
     max_bytes: int | None,
     on_full: str,
     max_deliveries: int | None,
@@ -361,8 +362,14 @@ def _check_options(
         raise ValueError(f'on_full={on_full!r} is unknown; take "block" or "drop_oldest"')
     if on_full == "drop_oldest" and not max_bytes:
         raise ValueError('on_full="drop_oldest" drops when max_bytes is reached: give max_bytes as well')
-    if sync is not None and sync < 0:
+    if sync is not None and not sync >= 0:
         raise ValueError(f"sync={sync!r} must be None or a non-negative number of seconds")
+    for name, whole in (("maxsize", maxsize), ("max_bytes", max_bytes), ("max_deliveries", max_deliveries)):
+        if whole is not None and not hasattr(whole, "__index__"):
+            raise TypeError(f"{name}={whole!r} must be a whole number")
+    most = {"max_bytes": (1 << 63) - 1, "max_deliveries": (1 << 32) - 1, "lease": 1e9}
     for name, value in (("max_bytes", max_bytes), ("max_deliveries", max_deliveries), ("lease", lease)):
-        if value is not None and value <= 0:
-            raise ValueError(f"{name}={value!r} must be None or positive")
+        if value is not None and not 0 < value <= most[name]:
+            raise ValueError(f"{name}={value!r} must be None, or positive and at most {most[name]:,}")
+    if maxsize >= 1 << 63:
+        raise ValueError(f"maxsize={maxsize!r} must be less than 2 ** 63; 0 means no bound")

@@ -116,3 +116,18 @@ def test_who_may_write_to_the_spool_may_use_its_companions(path, mode):
     assert modes["q.dq"] == modes["q.dq-shm"] == modes["q.dq-lock"] == mode
     with DurableQueue(path, serializer="bytes"):
         assert stat.S_IMODE((path.parent / "q.dq-lock").stat().st_mode) == mode
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        *({"maxsize": 2.5}, {"maxsize": 1 << 63}, {"max_deliveries": 2.5}, {"max_deliveries": 1 << 32}, {"max_bytes": 1e9}),
+        *({"max_bytes": 1 << 63}, {"lease": float("nan")}, {"lease": float("inf")}, {"sync": float("nan")}),
+    ],
+    ids=repr,
+)
+def test_a_number_that_cannot_be_stored_is_refused_by_name_before_there_is_a_file(path, options):
+    (name,) = options
+    with pytest.raises((TypeError, ValueError), match=f"^{name}="):
+        DurableQueue(path, **options)
+    assert not path.exists()
