@@ -3,9 +3,7 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from durableq._check import Damage, Report, check, repair
 from durableq._delivery import Delivery, Peeked
-from durableq._dropin import JoinableQueue, Queue, SimpleQueue
 from durableq._inspect import Stats
 from durableq._owner import Owner
 from durableq._queue import DurableQueue
@@ -32,9 +30,11 @@ from durableq.errors import (
     UnreachableError,
     UnsupportedError,
 )
-from durableq.failures import Failure
 
 if TYPE_CHECKING:
+    from durableq._check import Damage, Report, check, repair
+    from durableq._dropin import JoinableQueue, Queue, SimpleQueue
+    from durableq.failures import Failure
     from durableq.integrations.connect import connect
     from durableq.integrations.forward import forward
     from durableq.pool import Backoff, WorkerPool
@@ -85,9 +85,17 @@ __version__ = "0.1.0"
 # Loaded when they are first asked for: a program that only puts and gets does not pay for what these import.
 _LATER = {
     "Backoff": "durableq.pool",
+    "Damage": "durableq._check",
+    "Failure": "durableq.failures",
+    "JoinableQueue": "durableq._dropin",
+    "Queue": "durableq._dropin",
+    "Report": "durableq._check",
+    "SimpleQueue": "durableq._dropin",
     "WorkerPool": "durableq.pool",
+    "check": "durableq._check",
     "connect": "durableq.integrations.connect",
     "forward": "durableq.integrations.forward",
+    "repair": "durableq._check",
 }
 
 
