@@ -90,6 +90,10 @@ class Passing(Work):
     """So many producers and as many consumers at the same time; `done`: with acknowledgement."""
 
     done: bool = False
+    shortest: float = 0.0  #: seconds of a run, at least
+
+    def count_for(self, subject: type[Peer], directory: Path, seconds: float) -> int:
+        return super().count_for(subject, directory, max(seconds, self.shortest))
 
     def run(self, subject: type[Peer], directory: Path, count: int) -> Figures:
         producers: list[Role] = [roles.producer(number, count, self.size) for number in range(self.producers)]
