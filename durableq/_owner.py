@@ -102,6 +102,12 @@ class Owners:
         """Return what the dead held; how many items. Only slots that may hold something or are counted as sleepers."""
         return sum(self._bury(slot, ledger) for slot in self._missed())
 
+    def any_matters(self) -> bool:
+        """Whether anybody, dead or alive, has lent items or is to sync. Much cheaper than to see who died; needs no lock."""
+        words = self._words
+        first, end, step = owner_word(0), owner_word(words[SLOTS]), OWNER_SIZE // 8
+        return any(words[first + OWNER_LENT : end : step]) or any(words[first + OWNER_DIRTY : end : step])
+
     def someone_died(self) -> bool:
         """Whether somebody is gone who had lent items, owed a sync, or is counted as a sleeper; cheap, and needs no lock."""
         return any(True for _ in self._missed())

@@ -50,6 +50,12 @@ from durableq._wakeup import GET, JOIN, PUT, RECHECK, Condition, Deadline
 _SPINS = 300
 """Looks before a sleep, some 30 microseconds: a round trip through the scheduler costs more than that."""
 
+_IDLE = 1.7
+"""How much longer a sleep lasts while nobody has anything whose death would matter: what is lent to somebody who is killed
+within one sleep still comes back in less than 0.2 s."""
+_LOOK_ANYWAY = 1.0
+"""Seconds after which a sleeper looks around although nobody has lent items or owes a sync: is the path still ours?"""
+
 
 class Store(Inspector):
     """A queue of bytes on a spool file. See the module."""
@@ -123,12 +129,18 @@ class Store(Inspector):
                 raise
 
     def _sleep(self, condition: Condition, ready: Callable[[], bool], deadline: Deadline) -> None:
+        look_at = 0.0
         while self._barred is None:
             value = self._wakeup.read(condition)  # before the look: what comes after the look changes it
-            if ready() or self._look_around():
+            if ready():
                 break
+            now, watchful = time.monotonic(), self._owners.any_matters()
+            if now >= look_at or watchful:
+                look_at = now + _LOOK_ANYWAY
+                if self._look_around():
+                    break
             due = self._words[NEXT_DUE]
-            seconds = min(deadline.left(), RECHECK)
+            seconds = min(deadline.left(), RECHECK if watchful else _IDLE * RECHECK)
             if due != NEVER and condition is GET:
                 seconds = min(seconds, due / 1000 - time.time())
             if seconds <= 0:

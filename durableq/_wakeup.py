@@ -41,7 +41,7 @@ Condition = tuple[int, int, int]
 
 EVERYBODY = 1 << 30
 RECHECK = 0.1
-"""Longest sleep in seconds: bounds how long a lost wake or a holder's death goes unnoticed."""
+"""Seconds of a sleep: bounds how long a lost wake or a holder's death goes unnoticed."""
 
 _MASK = (1 << 32) - 1
 
