@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+import threading
 import time
 
 import pytest
@@ -210,6 +211,27 @@ def test_a_broker_that_was_restarted_gives_back_what_was_lent_and_the_handle_goe
     with pytest.raises(durableq.StaleDeliveryError):
         held.ack()
     assert {jobs.get(timeout=PATIENCE), jobs.get(timeout=PATIENCE)} == {"a", "b"}
+
+
+def test_closing_in_the_middle_of_a_sign_of_life_takes_the_connection_away_in_silence(redis_url, opened):
+    jobs = opened(redis_url)
+    engine = jobs._store
+    begun, ended = threading.Event(), []
+
+    def beat():
+        begun.set()
+        engine._ended.wait(PATIENCE)
+        ended.append(engine)
+        raise AttributeError("as the client has it when its connection is closed while it reads")
+
+    engine._beat, engine.beat = beat, 0.01
+    jobs.put("a")
+    jobs.reserve()
+    assert begun.wait(PATIENCE)
+    beater = engine._beater
+    jobs.close()
+    beater.join(PATIENCE)  # an exception in it fails this test
+    assert ended and not beater.is_alive()
 
 
 def test_a_put_on_a_connection_that_was_dropped_while_idle_just_connects_again(rabbitmq, proxy, opened):

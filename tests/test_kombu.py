@@ -375,9 +375,12 @@ def test_a_forked_child_does_not_keep_its_parents_queues(connect, channel, direc
         import kombu, durableq.integrations.kombu
         channel = kombu.Connection(sys.argv[1]).channel()
         kombu.Consumer(channel, [kombu.Queue("mine", exclusive=True)], on_message=print).consume()
+        told, tell = os.pipe()
         pid = os.fork()
         if pid == 0:
+            os.write(tell, b"!")
             time.sleep(600)
+        os.read(told, 1)
         say(pid)
         hear()
         """,

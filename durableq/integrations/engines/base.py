@@ -289,8 +289,13 @@ def _keep_beating(reference: weakref.ref[Engine], ended: threading.Event, beat: 
         engine = reference()
         if engine is None:
             return
-        with suppress(DurableQError):  # the next beat tries again; who uses the queue is told
+        try:
             engine._beat()
+        except DurableQError:
+            pass  # the next beat tries again; who uses the queue is told
+        except Exception:
+            if not ended.is_set():  # else `close` has taken the connection from under us
+                raise
         del engine
 
 
