@@ -204,7 +204,7 @@ def test_a_broker_that_was_restarted_gives_back_what_was_lent_and_the_handle_goe
     jobs = opened(f"{rabbitmq.url}?queue=restarted")
     jobs.put_many("ab")
     held = jobs.reserve()
-    rabbitmq.kill()
+    rabbitmq.stop()
     with pytest.raises(UnreachableError):
         jobs.get(timeout=0)
     rabbitmq.start()

@@ -72,6 +72,13 @@ class Leashed:
         """Send a signal to the whole group."""
         os.killpg(self.pid, number)
 
+    def stop(self) -> None:
+        """SIGTERM to all of it; returns when it has ended by itself, or after a while has been killed."""
+        self.signal(signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._leash.wait(BOOT_PATIENCE)
+        self.kill()
+
     def kill(self) -> None:
         """SIGKILL to all of it; returns when it is gone."""
         assert self._leash.stdin is not None and self._leash.stdout is not None

@@ -87,6 +87,12 @@ class RabbitMQ:
             self._broker.kill()
             self._broker = None
 
+    def stop(self) -> None:
+        """SIGTERM. What the broker has just been told of a queue is on its disk only after an orderly end."""
+        if self._broker is not None:
+            self._broker.stop()
+            self._broker = None
+
     def wipe(self) -> None:
         """Forget everything on the disk."""
         shutil.rmtree(self._folder / "data")
