@@ -8,8 +8,10 @@ nothing else has to know of it: help, completion and the manual page are made fr
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import re
+import sys
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -68,6 +70,12 @@ class Failure(Exception):
     def __init__(self, message: str, code: int = FAILED) -> None:
         super().__init__(message)
         self.code = code
+
+
+def tell(message: str) -> None:
+    """Say something on stderr, if anybody listens."""
+    with contextlib.suppress(OSError, ValueError):
+        print(f"durableq: {message}", file=sys.stderr)
 
 
 def existing_spool(path: str) -> str:

@@ -10,12 +10,11 @@ import argparse
 import contextlib
 import json
 import os
-import sys
 import threading
 from typing import Any
 
 from durableq._queue import DurableQueue
-from durableq.cli._command import DONE, FULL, USAGE, Command, Failure, duration, size, spool_argument, sync_argument
+from durableq.cli._command import DONE, FULL, USAGE, Command, Failure, duration, size, spool_argument, sync_argument, tell
 from durableq.cli._framing import FRAMINGS, splitter
 from durableq.cli._input import batches
 from durableq.cli._signals import Signals, Stopped
@@ -95,7 +94,7 @@ class _Putter:
             if not frames.patient:
                 self.put(frames.rest())
             elif frames.held:
-                _tell(f"{frames.held} bytes of an item that was not complete were not put")
+                tell(f"{frames.held} bytes of an item that was not complete were not put")
             raise
 
     def _flush(self, more: int) -> None:
@@ -123,7 +122,7 @@ class _Putter:
                     done += 1
         except BaseException:
             if done < len(items) and not self._options.items:
-                _tell(f"up to {len(items) - done} items that had been read were not put")
+                tell(f"up to {len(items) - done} items that had been read were not put")
             raise
 
     def _put_some(self, items: list[Any], together: bool) -> int:
@@ -156,11 +155,6 @@ def _json(item: bytes) -> Any:
     except ValueError as error:
         shown = item[:60].decode(errors="replace")
         raise Failure(f"{shown!r} is no JSON ({error}); leave --json away to put it as it is") from error
-
-
-def _tell(message: str) -> None:
-    with contextlib.suppress(OSError, ValueError):
-        print(f"durableq: {message}", file=sys.stderr)
 
 
 COMMAND = Command(

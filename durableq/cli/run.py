@@ -13,7 +13,6 @@ import os
 import re
 import select
 import shutil
-import sys
 import time
 from typing import NamedTuple
 
@@ -33,6 +32,7 @@ from durableq.cli._command import (
     positive,
     spool_argument,
     sync_argument,
+    tell,
 )
 from durableq.cli._items import Shower
 from durableq.cli._jobs import PLACE, Guard, Job
@@ -234,7 +234,7 @@ class _Runner:
         self._stopping = True
         if self._jobs:
             what = "1 command" if len(self._jobs) == 1 else f"{len(self._jobs)} commands"
-            _tell(f"waiting for {what} to end; once more to kill them and leave their items in the queue")
+            tell(f"waiting for {what} to end; once more to kill them and leave their items in the queue")
 
     # -- finishing -----------------------------------------------------------------------------------------------------
 
@@ -273,7 +273,7 @@ class _Runner:
             else:
                 self._has_failed(delivery, wrong, job.told)
         except StaleDeliveryError:
-            _tell(f"item {delivery.id}: its lease ran out and somebody else has it; what this command did may be done twice")
+            tell(f"item {delivery.id}: its lease ran out and somebody else has it; what this command did may be done twice")
 
     def _pass_on(self, job: Job) -> None:
         if self._outlet is not None and job.output is not None:
@@ -290,7 +290,7 @@ class _Runner:
             return
         failures.reject(self._queue, delivery, reason, told)
         self._failed += 1
-        _tell(f"item {delivery.id}: {reason}, {delivery.deliveries} times delivered; it lies with the dead letters")
+        tell(f"item {delivery.id}: {reason}, {delivery.deliveries} times delivered; it lies with the dead letters")
         policy: Halt | None = self._options.halt
         if policy is not None and self._failed >= policy.failures:
             self._stopping = True
@@ -300,11 +300,6 @@ class _Runner:
 
 
 _HALTED = "halted"
-
-
-def _tell(message: str) -> None:
-    with contextlib.suppress(OSError, ValueError):
-        print(f"durableq: {message}", file=sys.stderr)
 
 
 COMMAND = Command(
