@@ -25,9 +25,7 @@ def batches(fd: int, splitter: Splitter, signals: Signals) -> Iterator[list[byte
     poll.register(fd, select.POLLIN)
     while True:
         in_time = None if splitter.patient or not splitter.held else PAUSE * 1000
-        with signals.waiting:
-            ready = poll.poll(in_time)
-        if not ready:
+        if not signals.poll(poll, in_time):
             yield splitter.rest()
             continue
         data = os.read(fd, splitter.wants)

@@ -7,7 +7,6 @@ Elsewhere what the kernel has accepted has.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import select
@@ -49,8 +48,7 @@ class Outlet:
             try:
                 written = self._write_some(left[:_MOST_PIECES])
             except BlockingIOError:
-                with self._signals.waiting:
-                    self._poll.poll()
+                self._signals.poll(self._poll)
                 continue
             except BrokenPipeError:
                 raise
@@ -71,8 +69,7 @@ class Outlet:
             if error.errno not in (errno.EOPNOTSUPP, errno.ESPIPE, errno.EINVAL):
                 raise
         # An older kernel: wait for room, and write no more than fits into the least room there is.
-        with self._signals.waiting:
-            self._poll.poll()
+        self._signals.poll(self._poll)
         return os.write(self._fd, pieces[0][: select.PIPE_BUF])
 
     def through(self) -> int:
@@ -81,9 +78,7 @@ class Outlet:
 
     def wait_for_reader(self, seconds: float, *, deaf: bool = False) -> None:
         """Wait so long, or until the reader is gone: then BrokenPipeError. Raises Stopped; `deaf`: at a second signal only."""
-        with contextlib.nullcontext() if deaf else self._signals.waiting:
-            gone = self._gone.poll(seconds * 1000)
-        if gone:
+        if self._signals.poll(self._gone, seconds * 1000, deaf=deaf):
             raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
 
     @staticmethod

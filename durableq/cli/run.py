@@ -206,11 +206,7 @@ class _Runner:
             self._watch.disarm(self._call, used=True)
             return
         try:
-            if self._stopping:
-                self._poll.poll(self._milliseconds())
-            else:
-                with self._signals.waiting:
-                    self._poll.poll(self._milliseconds())
+            self._signals.poll(self._poll, self._milliseconds(), deaf=self._stopping)
         except Stopped:
             if self._stopping:  # the second time
                 raise
