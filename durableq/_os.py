@@ -11,7 +11,6 @@ import ctypes
 import errno
 import fcntl
 import os
-import platform
 import struct
 import time
 from collections.abc import Callable
@@ -279,7 +278,7 @@ def mutex_flavour() -> int:
 # -- futex -------------------------------------------------------------------------------------------------------------
 
 _FUTEX_NUMBER = {"x86_64": 202, "aarch64": 98, "riscv64": 98, "ppc64le": 221, "s390x": 238, "loongarch64": 98}
-_number = _FUTEX_NUMBER.get(platform.machine()) if ctypes.sizeof(ctypes.c_void_p) == 8 else None
+_number = _FUTEX_NUMBER.get(os.uname().machine) if ctypes.sizeof(ctypes.c_void_p) == 8 else None
 _FUTEX_WAIT = 0
 _FUTEX_WAKE = 1
 _POLL = 0.002

@@ -11,7 +11,6 @@ descriptor of their own, because a mapping, which children inherit, holds on to 
 from __future__ import annotations
 
 import os
-import secrets
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -201,7 +200,7 @@ def _token() -> int:
     """A number of this process alone: pids are not, in containers that share a queue."""
     global _own_token
     if _own_token[0] != os.getpid():
-        _own_token = os.getpid(), secrets.randbits(63) | 1
+        _own_token = os.getpid(), int.from_bytes(os.urandom(8), "little") >> 1 | 1
     return _own_token[1]
 
 

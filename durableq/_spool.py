@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import errno
 import os
-import secrets
 import stat
 import struct
 import time
@@ -138,7 +137,7 @@ class Spool:
 
     @classmethod
     def _create(cls, path: str, fd: int, options: Options) -> Spool:
-        salt = secrets.randbits(32)
+        salt = int.from_bytes(os.urandom(4), "little")
         spool = cls(path, fd, salt, options)
         block = bytearray(SUPERBLOCK)
         for sector in (0, COPY_SECTOR):

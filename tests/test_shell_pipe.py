@@ -8,6 +8,7 @@ import os
 import pickle
 import signal
 import subprocess
+import sys
 
 import pytest
 from processes import PATIENCE, until
@@ -442,6 +443,54 @@ def test_kills_in_the_middle_lose_nothing(shell):
         got.update(data[: data.rindex(b"\n") + 1].split() if b"\n" in data else [])
     got.update(shell.out("durableq get q.dq").split())
     assert got == {b"%d" % n for n in range(1, total + 1)}
+
+
+def test_kills_in_the_middle_of_a_stream_into_a_file_lose_nothing(shell):
+    """What a killed getter has not acked is in its file already, at least to the beginning of an item."""
+    blocks = [os.urandom(64 << 10) for _ in range(600)]
+    path, out = shell.folder / "q.dq", shell.folder / "out"
+    with DurableQueue(path, serializer="bytes") as q:
+        q.put_many(blocks)
+    got: list[bytes] = []
+    for n in range(1, 4):
+        getter = shell.start("exec durableq get --raw q.dq >out")
+        until(lambda n=n: out.exists() and out.stat().st_size >= n * (3 << 20))
+        getter.kill()
+        getter.wait(PATIENCE)
+        data = out.read_bytes()
+        got += [data[at : at + (64 << 10)] for at in range(0, len(data), 64 << 10)]
+        out.unlink()
+    data = shell.out("durableq get --raw q.dq >out; cat out")
+    got += [data[at : at + (64 << 10)] for at in range(0, len(data), 64 << 10)]
+    assert set(blocks) <= set(got)
+
+
+def test_an_ack_that_fails_beside_the_writing_is_an_error_and_the_items_are_still_there(shell):
+    """The third time that a box is acked its disk is sick."""
+    blocks = [os.urandom(1 << 20) for _ in range(32)]
+    with DurableQueue(shell.folder / "q.dq", serializer="bytes") as q:
+        q.put_many(blocks)
+    (shell.folder / "sick.py").write_text("""if True:
+        import errno, itertools, sys
+        from durableq._store import Store
+        from durableq.cli import main
+
+        well, count = Store.ack_many, itertools.count()
+
+        def sick(self, box):
+            if next(count) == 2:
+                raise OSError(errno.EIO, "Input/output error", "q.dq")
+            return well(self, box)
+
+        Store.ack_many = sick
+        sys.exit(main(["get", "--raw", "q.dq"]))
+    """)
+    done = shell.run(f'"{sys.executable}" sick.py >out', code=1)
+    assert "Input/output error" in one_line(done.stderr)
+    written = (shell.folder / "out").read_bytes()
+    rest = shell.out("durableq get --raw q.dq >rest; cat rest")
+    assert b"".join(blocks).endswith(rest)
+    assert len(blocks) << 20 < len(written) + len(rest)
 
 
 def test_a_put_that_is_killed_has_put_whole_lines_in_order(shell):

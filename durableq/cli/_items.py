@@ -13,7 +13,6 @@ from typing import Any
 
 from durableq._headers import without_headers
 from durableq._leases import MAX_COUNT, Taken
-from durableq._progress import printable
 from durableq._record import TAG_BYTES, TAG_CUSTOM, TAG_HEADERS, TAG_JSON, TAG_PICKLE
 from durableq._store import Store
 from durableq.cli._command import Failure
@@ -49,6 +48,8 @@ class Shower:
 
     def short(self, taken: Taken) -> str:
         """The item as a line of text, for people; what must not or cannot be shown is told instead."""
+        from durableq._progress import printable  # here: it takes long to load, and only who shows texts needs it
+
         try:
             item = self.plain(taken)
         except Failure:

@@ -33,6 +33,7 @@ class Outlet:
         self.is_pipe = stat.S_ISFIFO(mode)
         if self.is_pipe:
             enlarge_pipe(fd)
+        self.is_file = stat.S_ISREG(mode)
         self._may_block = self.is_pipe or stat.S_ISSOCK(mode)
         self.accepted = 0
         """Bytes that the kernel has taken."""

@@ -12,7 +12,7 @@ import contextlib
 import time
 from collections import deque
 from itertools import accumulate
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from durableq._leases import DEAD_CODE, RESERVED, RETURNED_CODE, Taken
 from durableq._queue import DurableQueue
@@ -36,8 +36,13 @@ from durableq.cli._output import Outlet
 from durableq.cli._signals import Signals, Stopped
 from durableq.errors import Empty, ShutDown
 
-_MOST, _MUCH = 256, 1 << 18
-"""Items and bytes that are taken together, at most and about."""
+if TYPE_CHECKING:
+    from concurrent.futures import Future, ThreadPoolExecutor
+
+_MOST, _MUCH, _MUCH_FOR_A_FILE = 256, 1 << 18, 4 << 20
+"""Items and bytes that are taken together, at most and about. A file takes all of them at once, so nobody waits for them."""
+_LARGE = 1 << 20
+"""Bytes whose space the kernel needs so long to take back that the next ones are written meanwhile."""
 _PAGE = 64
 """Items that are looked at together."""
 _GRACE = 1.0
@@ -93,6 +98,9 @@ class _Getter:
         self._joiner = Joiner("line" if options.json else "block" if options.raw else options.framing)
         self._sent: deque[_Sent] = deque()
         self._limit = 1
+        self._much = _MUCH_FOR_A_FILE if outlet.is_file else _MUCH
+        self._beside: ThreadPoolExecutor | None = None
+        self._ack_under_way: Future[int] | None = None
 
     # -- taking --------------------------------------------------------------------------------------------------------
 
@@ -168,7 +176,7 @@ class _Getter:
         length = sum(lengths)
         self._sent.append(_Sent(box, lengths, self._outlet.accepted + length))
         self._outlet.write(self._joiner.pieces(shown))
-        self._limit = max(1, min(_MOST, 2 * self._limit, _MUCH * len(box) // max(1, length)))
+        self._limit = max(1, min(_MOST, 2 * self._limit, self._much * len(box) // max(1, length)))
         return len(box)
 
     def _settle(self) -> None:
@@ -176,7 +184,24 @@ class _Getter:
         if self._sent:
             through = self._outlet.through()
             while self._sent and self._sent[0].end <= through:
-                self._store.ack_many(self._sent.popleft().box)
+                self._ack(self._sent.popleft())
+
+    def _ack(self, sent: _Sent) -> None:
+        """Ack these, large ones in a thread beside, one box at a time. Raises what acking the box before them raised."""
+        if sum(sent.lengths) < _LARGE:
+            self._store.ack_many(sent.box)
+            return
+        if self._beside is None:
+            from concurrent.futures import ThreadPoolExecutor
+
+            self._beside = ThreadPoolExecutor(1)
+        self._wait_for_ack()
+        self._ack_under_way = self._beside.submit(self._store.ack_many, sent.box)
+
+    def _wait_for_ack(self) -> None:
+        under_way, self._ack_under_way = self._ack_under_way, None
+        if under_way is not None:
+            under_way.result()
 
     def _wait_until_read(self, seconds: float = float("inf")) -> None:
         """Until all that the kernel has taken is through, and acked; or so long, which a first signal does not cut short."""
@@ -194,9 +219,10 @@ class _Getter:
 
     def _give_back(self) -> None:
         """At the end: ack what is through to the last item, and leave the others in the queue."""
+        self._settle()
+        self._wait_for_ack()
         if not self._sent:
             return
-        self._settle()
         through = self._outlet.through()
         for box, lengths, end in self._sent:
             first = end - sum(lengths)
