@@ -36,7 +36,7 @@ def busy(shell):
 
 def test_stat_tells_the_counts_and_who_has_what(busy):
     text = busy.out("durableq stat q.dq").decode()
-    assert "3 ready, 1 lent, 1 delayed, 1 dead letters" in text
+    assert "3 ready, 1 lent, 1 delayed, 1 dead letter" in text
     assert f"held by  {os.getpid()} " in text and "1 lent" in text
     assert "delivered once" in text
     found = json.loads(busy.out("durableq stat --json q.dq"))
@@ -148,7 +148,7 @@ def test_purge_asks_on_a_terminal(busy, terminal, answer, left):
 
 
 def test_redrive_gives_dead_letters_another_chance(busy):
-    assert busy.out("durableq redrive q.dq && durableq get -n 1 q.dq") == b"1 dead letters are back in the queue\ndead\n"
+    assert busy.out("durableq redrive q.dq && durableq get -n 1 q.dq") == b"1 dead letter is back in the queue\ndead\n"
 
 
 def test_compact_says_what_it_gave_back(shell, punches_holes):

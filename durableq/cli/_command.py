@@ -19,6 +19,7 @@ __all__ = [
     "EXIT_CODES",
     "Command",
     "Failure",
+    "counted",
     "duration",
     "existing_spool",
     "positive",
@@ -76,6 +77,11 @@ def tell(message: str) -> None:
     """Say something on stderr, if anybody listens."""
     with contextlib.suppress(OSError, ValueError):
         print(f"durableq: {message}", file=sys.stderr)
+
+
+def counted(number: int, thing: str) -> str:
+    """A number of things, in words: 1 command, 2 commands."""
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
 
 
 def existing_spool(path: str) -> str:

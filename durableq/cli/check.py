@@ -8,7 +8,7 @@ import json
 
 from durableq._check import Damage, Report, check, repair
 from durableq._picture import human
-from durableq.cli._command import DAMAGED, DONE, Command, existing_spool, spool_argument
+from durableq.cli._command import DAMAGED, DONE, Command, counted, existing_spool, spool_argument
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,7 +32,7 @@ def _as_json(report: Report) -> str:
 
 
 def _lines(report: Report) -> list[str]:
-    counts = f"{report.waiting} waiting or lent, {report.delayed} delayed, {report.dead} dead letters"
+    counts = f"{report.waiting} waiting or lent, {report.delayed} delayed, {counted(report.dead, 'dead letter')}"
     lines = [f"{report.path}: {'sound' if report.ok else 'damaged'}", f"  items    {counts}"]
     lines.append(f"  bytes    {human(report.size)} long, {human(report.holes)} of them given back to the disk")
     lines += _places("damaged", report.damaged)

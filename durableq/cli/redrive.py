@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from durableq._queue import DurableQueue
-from durableq.cli._command import DONE, Command, existing_spool, spool_argument
+from durableq.cli._command import DONE, Command, counted, existing_spool, spool_argument
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
@@ -14,7 +14,8 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 
 def _run(options: argparse.Namespace) -> int:
     with DurableQueue(existing_spool(options.path), serializer="bytes") as queue:
-        print(f"{queue.redrive()} dead letters are back in the queue")
+        number = queue.redrive()
+    print(f"{counted(number, 'dead letter')} {'is' if number == 1 else 'are'} back in the queue")
     return DONE
 
 

@@ -27,6 +27,7 @@ from durableq.cli._command import (
     USAGE,
     Command,
     Failure,
+    counted,
     duration,
     existing_spool,
     positive,
@@ -229,8 +230,8 @@ class _Runner:
     def _stop(self) -> None:
         self._stopping = True
         if self._jobs:
-            what = "1 command" if len(self._jobs) == 1 else f"{len(self._jobs)} commands"
-            tell(f"waiting for {what} to end; once more to kill them and leave their items in the queue")
+            commands = counted(len(self._jobs), "command")
+            tell(f"waiting for {commands} to end; once more to kill them and leave their items in the queue")
 
     # -- finishing -----------------------------------------------------------------------------------------------------
 
@@ -286,7 +287,7 @@ class _Runner:
             return
         failures.reject(self._queue, delivery, reason, told)
         self._failed += 1
-        tell(f"item {delivery.id}: {reason}, {delivery.deliveries} times delivered; it lies with the dead letters")
+        tell(f"item {delivery.id}: {reason}, delivered {counted(delivery.deliveries, 'time')}; it lies with the dead letters")
         policy: Halt | None = self._options.halt
         if policy is not None and self._failed >= policy.failures:
             self._stopping = True

@@ -9,7 +9,7 @@ import os
 import time
 from typing import TYPE_CHECKING, Any
 
-from durableq.cli._command import DONE, USAGE, Command, Failure, duration, existing_spool, spool_argument
+from durableq.cli._command import DONE, USAGE, Command, Failure, counted, duration, existing_spool, spool_argument
 
 if TYPE_CHECKING:
     from durableq import DurableQueue, Stats
@@ -86,7 +86,7 @@ def _lines(stats: Stats, lent: dict[int | None, Peeked]) -> list[str]:
 
     lines = [
         f"{stats.path}",
-        f"  items    {stats.ready} ready, {stats.lent} lent, {stats.delayed} delayed, {stats.dead} dead letters",
+        f"  items    {stats.ready} ready, {stats.lent} lent, {stats.delayed} delayed, {counted(stats.dead, 'dead letter')}",
         f"  ever     {stats.puts} put, {stats.drops} dropped, {stats.damaged} damaged ({human(stats.damaged_bytes)})",
         f"  bytes    {human(stats.bytes_live)} live, {human(stats.bytes_on_disk)} on disk, {human(stats.bytes_logical)} long",
     ]
