@@ -28,9 +28,11 @@ from durableq._handle import Handle
 
 pytest_plugins = ["durableq.pytest_plugin"]
 
-# Whoever starts the tests in the background of a script hands an ignored SIGINT down to them, and to all that they start.
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+# Whoever starts the tests in the background of a script, or with nohup, hands an ignored signal down to them, and to all that
+# they start.
+for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, handler)
 
 SPOILING = {"test_bad_input", "test_check", "test_damage", "test_fuzz"}
 """Modules whose tests damage their spool on purpose."""
