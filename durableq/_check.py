@@ -183,6 +183,8 @@ class _Checker:
                 counts["holes"] += high - low
             else:
                 (torn if verdict == "torn" else damaged).append(Damage(low - base, high - low, verdict))
+        if recovery is not None:
+            damaged += [Damage(low - base, high - low, "broken") for low, high in recovery.behind_mark if low >= tail]
         if recovery is not None and recovery.cut_off > tail:
             damaged.append(Damage(tail - base, recovery.cut_off - tail, "cut off"))
         if self._size > tail - base and recovery is not None:
@@ -207,7 +209,7 @@ class _Checker:
     def _of_gap(self, reader: Reader, recovery: Recovery | None, low: int, high: int, head: int) -> str:
         if high - low < HEADER_SIZE:
             return "hole"
-        if recovery is not None and low >= recovery.tail_mark.position:
+        if recovery is not None and low >= recovery.tail_mark.position and recovery.is_torn(low, high, None):
             return "torn"
         if low < head and reader.is_remains(low, high):
             return "hole"
@@ -216,8 +218,8 @@ class _Checker:
     def _of_record(self, reader: Reader, recovery: Recovery | None, low: int) -> str:
         if recovery is not None:
             header = reader.header(low)
-            if low >= recovery.tail_mark.position:
-                return "torn"
+            if header is not None and low >= recovery.tail_mark.position:
+                return "torn" if recovery.is_torn(low, low + header.size, header) else "payload"
             if not recovery.orderly and header is not None and reader.is_given_back(header):
                 return "hole"
             return "payload"
@@ -274,7 +276,7 @@ class _Checker:
         recovery.find_head()
         base, tail = recovery.base, recovery.tail
         count, size = recovery.damaged, recovery.damaged_bytes
-        for damage in found.damaged:
+        for damage in self._read().damaged:  # what recovery has left for its turn to come
             if damage.offset >= SUPERBLOCK and damage.reason != "cut off":
                 count, size = count + 1, size + damage.length
                 spool.set_aside(damage.offset + base, damage.offset, damage.length)

@@ -171,7 +171,7 @@ class HeadEnd(Returned):
         offsets: list[int] = []
         wanted = limit - len(box)
         while True:
-            magic, state, count, _, found, due, length, total, enqueued, tag, _, check = unpack_header(buffer, at)
+            magic, state, count, tie, found, due, length, total, enqueued, tag, _, check = unpack_header(buffer, at)
             payload = buffer[at + HEADER_SIZE : at + HEADER_SIZE + length]
             if (
                 state != READY
@@ -179,6 +179,7 @@ class HeadEnd(Returned):
                 or magic != MAGIC
                 or found != position
                 or crc32(buffer[at + 24 : at + 44], self._salt) != check
+                or tie != check & 0xFFFF
                 or crc32(payload) != total
             ):
                 if not offsets:

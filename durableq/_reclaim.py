@@ -27,10 +27,11 @@ from durableq._ledger import Ledger
 from durableq._locks import HotLock
 from durableq._record import DONE_BYTE, HEADER_SIZE, STATE_OFFSET
 from durableq._scan import Reader
-from durableq._spool import SUPERBLOCK, Spool
+from durableq._spool import SECTOR, SUPERBLOCK, Spool
 from durableq._state import (
     BASE,
     BUSY,
+    COVERED,
     EPOCH,
     H_STATE,
     LIVE,
@@ -44,7 +45,6 @@ from durableq._state import (
     Control,
 )
 
-_SECTOR = 512
 BATCH = 1 << 20
 """Bytes that die before space is given back: a punch costs as much for a block as for a megabyte."""
 REWIND = 1 << 20
@@ -123,10 +123,11 @@ class Reclaimer:
 
     def bury(self, low: int, high: int) -> None:
         """Make all records in the positions [low, high) dead at once: a pad over all of them."""
+        self._words[COVERED] = 1
         base = self._words[BASE]
         reader = Reader(self._spool.fd, self._spool.salt, base)
         # A pad must be in one sector, or a power cut could leave half of it: no record, and none of the next is found.
-        while low < high and (low - base) % _SECTOR > _SECTOR - HEADER_SIZE:
+        while low < high and (low - base) % SECTOR > SECTOR - HEADER_SIZE:
             header = reader.header(low)
             if header is None:
                 break
@@ -170,6 +171,12 @@ class Reclaimer:
         words[PUNCHED] = tail
         words[UNPUNCHED] = 0
         self._finish()
+        if words[COVERED]:
+            # Before anybody writes here again. If the power fails and this rewind is not on the disk, but what was written
+            # after it is, then pads may be gone, and records come back that were dead by them. And a file whose checkpoint
+            # has base 0 must be one that was never written over: recovery takes for damage what no power cut does to it.
+            self._spool.sync()
+            words[COVERED] = 0
         if length > KEEP:
             pages = SUPERBLOCK + KEEP
             _os.ftruncate(self._spool.fd, pages)

@@ -6,7 +6,8 @@ A record is a 48-byte header and a payload, padded with zeros to a multiple of 8
     0       4     magic       once           never zero: a hole reads as zeros and must not decode
     4       1     state       in place       READY, DONE or DEAD; four bits apart, so that one flipped bit is seen through
     5       1     deliveries  in place       how often it had been lent when it was last lent again (stops at 255)
-    6       2     zero
+    6       2     tie         once           the low half of the header sum: a header lies in two sectors at times, and when
+                                             the power fails one of them may be of another record that lay here before
     8       8     position    once           logical offset of this header in the queue's whole life: bytes read at a wrong
                                              place (a collapse, a rewind, a swapped block) do not pass for a record
     16      8     due         in place       0, or the time before which it is not delivered: 48 bits of milliseconds since
@@ -53,7 +54,7 @@ TAG_HEADERS = 0x100
 TAG_PAD = 0xFFFF
 """A pad is a DONE record without content: it covers what is left of dead records behind a hole."""
 
-pack_head = struct.Struct("<IBBHQQ").pack
+_pack_head = struct.Struct("<IBBHQQ").pack
 _pack_body = struct.Struct("<IIQHH").pack
 _pack_u32 = struct.Struct("<I").pack
 unpack_header = struct.Struct("<IBBHQQIIQHHI").unpack_from
@@ -86,8 +87,13 @@ def record_size(length: int) -> int:
     return (HEADER_SIZE + 7 + length) & ~7
 
 
+def encode_head(body: bytes, position: int, due: int = 0) -> bytes:
+    """What comes before a body that `encode_body` made, at this position; `due` as `encode_due` made it."""
+    return _pack_head(MAGIC, READY, 0, body[20] | body[21] << 8, position, due)
+
+
 def encode_body(payload: bytes, tag: int, enqueued: int, salt: int) -> bytes:
-    """All of a record that does not depend on its position: outside the lock. `pack_head(...)` + this is the record."""
+    """All of a record that does not depend on its position: outside the lock. `encode_head(...)` + this is the record."""
     length = len(payload)
     body = _pack_body(length, crc32(payload), enqueued, tag, 0)
     return b"".join((body, _pack_u32(crc32(body, salt)), payload, _ZEROS[: -length & 7]))
@@ -96,15 +102,16 @@ def encode_body(payload: bytes, tag: int, enqueued: int, salt: int) -> bytes:
 def encode_pad(position: int, size: int, salt: int) -> bytes:
     """The header of a pad that covers `size` bytes from `position` on."""
     body = _pack_body(size - HEADER_SIZE, 0, 0, TAG_PAD, 0)
-    return pack_head(MAGIC, DONE, 0, 0, position, 0) + body + _pack_u32(crc32(body, salt))
+    check = crc32(body, salt)
+    return _pack_head(MAGIC, DONE, 0, check & 0xFFFF, position, 0) + body + _pack_u32(check)
 
 
 def decode(buffer: bytes, offset: int, position: int, salt: int) -> Header | None:
     """The header at `offset` of `buffer`, or None if there is no record of this spool for this very position."""
     if len(buffer) - offset < HEADER_SIZE:
         return None
-    magic, state, deliveries, _, found, due, length, total, enqueued, tag, _, check = unpack_header(buffer, offset)
-    if magic != MAGIC or found != position or crc32(buffer[offset + 24 : offset + 44], salt) != check:
+    magic, state, deliveries, tie, found, due, length, total, enqueued, tag, _, check = unpack_header(buffer, offset)
+    if magic != MAGIC or found != position or crc32(buffer[offset + 24 : offset + 44], salt) != check or tie != check & 0xFFFF:
         return None
     return Header(found, settle_state(state), deliveries, due, length, total, enqueued, tag)
 

@@ -6,9 +6,10 @@ boot or mount. It trusts records; checkpoints say where to look, and what was on
     evidence                                            verdict
     a readable header whose position fits its place     a record; its state byte says which
     a collapse was announced                            the records' own positions say whether it was done
-    behind the tail checkpoint: anything broken or
-      zero, with records behind it                      an append that the power cut short: padded over, no damage
+    behind the tail checkpoint: broken, and it lacks
+      whole sectors                                     an append that the power cut short: padded over, no damage
     nothing readable behind                             the torn tail: cut here, so that appends meet no stale bytes
+    broken, and no power cut does that                  damage: kept aside, counted, padded over or cut off
     not done, before the head of the checkpoint         was lent: returned
     not done, but delivered before                      was lent or given back: returned
     not done, behind the last of all these              waiting
@@ -32,10 +33,11 @@ from durableq._checkpoint import DISTANCE, mark_head, mark_tail_synced
 from durableq._leases import DEAD_CODE, DELAYED_CODE, RETURNED_CODE
 from durableq._ledger import Ledger
 from durableq._record import DEAD, DONE, DONE_BYTE, HEADER_SIZE, READY, STATE_OFFSET, TAG_PAD, Header, decode_due
-from durableq._scan import Reader, commonest_base, first_base
+from durableq._scan import Reader, Span, commonest_base, first_base
 from durableq._spool import HEAD_SECTOR, SUPERBLOCK, TAIL_SECTOR, Checkpoint, Spool
 from durableq._state import (
     BASE,
+    COVERED,
     DAMAGED,
     DAMAGED_BYTES,
     DROPS,
@@ -61,6 +63,7 @@ def rebuild(spool: Spool, control: Control, ledger: Ledger, size: int) -> None:
     recovery.find_head()
     words[BASE] = recovery.base
     words[PUNCHED] = recovery.front
+    words[COVERED] = 1  # by pads over what was torn; and nothing was ever written over in a new file, see `is_torn`
     words[NEXT_DUE] = NEVER
     words[MAXSIZE] = spool.options.maxsize
     words[MOUNT] = _os.mount_id(spool.fd)
@@ -117,6 +120,8 @@ class Recovery:
             self._exact = self.orderly = False
         self.tail = self.head = self.front
         self.tail_sequence = self.head_sequence = 0
+        self.behind_mark: list[tuple[int, int]] = []
+        """What is damaged behind the tail checkpoint, from where to where."""
         self.behind: list[Header] = []
         """Records before the head that are not done."""
 
@@ -134,19 +139,43 @@ class Recovery:
     # -- the tail ------------------------------------------------------------------------------------------------------
 
     def find_tail(self) -> None:
-        """The end of the last whole record. All broken behind the checkpoint and before it was never promised."""
+        """The end of the last whole record. What is torn behind the checkpoint and before it was never promised."""
         mark = self.tail_mark
         self.tail, self.tail_sequence = mark.position, mark.sequence
-        torn: list[tuple[int, int]] = []
+        broken: list[Span] = []
         for position, end, header in self.reader.spans(mark.position, self._end):
             if header is None or end > self._end or (header.state != DONE and self.reader.payload(header) is None):
-                torn.append((position, end))
+                broken.append((position, end, header))
                 continue
-            for low, high in torn:
-                self._cover(low, high)
-            torn.clear()
+            for span in broken:
+                self._judge(*span)
+                self._cover(*span[:2])
+            broken.clear()
             self.tail = end
             self.tail_sequence += header.tag != TAG_PAD
+        for position, end, header in broken:
+            self._judge(position, end if header else self.reader.end_of_data(position, end), header)
+
+    def _judge(self, low: int, high: int, header: Header | None) -> None:
+        if not self.is_torn(low, high, header):
+            self.behind_mark.append((low, high))
+            self._damage(low, high)
+
+    def is_torn(self, low: int, high: int, header: Header | None) -> bool:
+        """Whether what is broken behind the tail checkpoint can be an append that the power cut short, or something dead.
+
+        In a file that was started anew at its front (its base is not 0) a lost sector may read as anything that lay there.
+        """
+        if self.base or high > self._end:
+            return True
+        if header is not None:
+            return self.reader.lacks_sector(low, high) or self.reader.is_given_back(header)
+        return (
+            high - low < HEADER_SIZE
+            or self.reader.lacks_sector(low, low + HEADER_SIZE)
+            or self.reader.is_half_a_pad(low, high)
+            or self.reader.is_remains(low, high)
+        )
 
     # -- the head ------------------------------------------------------------------------------------------------------
 

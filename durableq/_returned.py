@@ -101,12 +101,13 @@ class Returned(Handle):
             self._back = _os.pread(self._fd, max(size, ahead), position - self._head_base).ljust(HEADER_SIZE, b"\0")
             self._back_at = position
             at = 0
-        magic, state, _, _, found, _, length, total, enqueued, tag, _, check = unpack_header(self._back, at)
+        magic, state, _, tie, found, _, length, total, enqueued, tag, _, check = unpack_header(self._back, at)
         payload = self._back[at + HEADER_SIZE : at + HEADER_SIZE + length]
         if (
             magic != MAGIC
             or found != position
             or crc32(self._back[at + 24 : at + 44], self._salt) != check
+            or tie != check & 0xFFFF
             or crc32(payload) != total
         ):
             self._set_aside(position, position + size)

@@ -1,11 +1,13 @@
 """Reading a spool for evidence: records, gaps between them, and what a gap or a broken record looks like.
 
-Nothing here writes or decides. Two kinds of evidence matter when a record cannot be read:
+Nothing here writes or decides. These kinds of evidence matter when a record cannot be read:
 
+    torn            what a power cut left out of an append is whole sectors, and they read as zeros
     given back      punches start and end at block boundaries, and put a pad at their end: a dead record that reaches into
                     a hole, or lies across the end of one, breaks off at a block boundary into zeros or a pad
     another turn    a record with a sum of this spool but a position that does not fit its place was written before the file
-                    was started anew at its front, or after it, and the power failed in between
+                    was started anew at its front, or after it, and the power failed in between; what lies near one of
+                    after it was dead and may have been written over
 """
 
 from __future__ import annotations
@@ -21,9 +23,10 @@ from durableq._record import (
     Header,
     crc32,
     decode,
+    encode_pad,
     unpack_header,
 )
-from durableq._spool import SUPERBLOCK
+from durableq._spool import SECTOR, SUPERBLOCK
 
 _WINDOW = 256 << 10
 _ZEROS = bytes(_os.BLOCK)
@@ -107,14 +110,15 @@ class Reader:
     # -- evidence ------------------------------------------------------------------------------------------------------
 
     def is_given_back(self, header: Header) -> bool:
-        """Whether a record whose payload does not check breaks off at a block boundary, as the dead do beside a hole."""
+        """Whether a record whose payload does not check breaks off at a block boundary, as the dead do beside a hole, or a
+        later turn of the file came there."""
         end = header.position + header.size
         boundary = self._boundary(header.position + 1)
         while boundary < end:
             if self._is_hole(boundary, min(end, boundary + _os.BLOCK)) or self._pad_end(boundary):
                 return True
             boundary += _os.BLOCK
-        return False
+        return self._was_reached(header.position, end)
 
     def is_remains(self, position: int, end: int) -> bool:
         """Whether a gap is zeros, or what lies beside a hole, or of another turn of the file: nothing that was alive."""
@@ -127,7 +131,32 @@ class Reader:
             if self._is_hole(boundary, min(end, boundary + _os.BLOCK)):
                 return True
             boundary += _os.BLOCK
-        return self._has_other_turn(position, end)
+        return self._has_other_turn(position, end) or self._was_reached(position, end)
+
+    def lacks_sector(self, position: int, end: int) -> bool:
+        """Whether a sector reads as zeros in the part of it that lies in a range: an append that was not on the disk."""
+        while position < end:
+            stop = min(end, (position - self.base + SECTOR & -SECTOR) + self.base)
+            if stop - position >= 8 and not any(self.bytes_at(position, stop - position)):  # a record ends in seven at most
+                return True
+            position = stop
+        return False
+
+    def is_half_a_pad(self, position: int, end: int) -> bool:
+        """Whether one sector of two has its part of a pad's header: what was torn was covered, and the power failed again."""
+        first = SECTOR - (position - self.base) % SECTOR
+        found, pad = self.bytes_at(position, HEADER_SIZE), encode_pad(position, end - position, self._salt)
+        return first < HEADER_SIZE and (found[:first] == pad[:first] or found[first:] == pad[first:])
+
+    def end_of_data(self, position: int, end: int) -> int:
+        """Where the zeros begin that a range ends in."""
+        while position < end:
+            start = max(position, end - _WINDOW)
+            data = self.bytes_at(start, end - start).rstrip(b"\0")
+            if data:
+                return start + len(data)
+            end = start
+        return end
 
     def _boundary(self, position: int) -> int:
         return (position - self.base + _os.BLOCK - 1 & -_os.BLOCK) + self.base
@@ -143,6 +172,12 @@ class Reader:
 
     def _has_other_turn(self, position: int, end: int) -> bool:
         return any(base != self.base for base in _bases(self._fd, self._salt, position - self.base, end - self.base))
+
+    def _was_reached(self, position: int, end: int) -> bool:
+        """Whether records around here tell of a turn of the file whose beginning did not reach the disk."""
+        low = max(SUPERBLOCK, position - self.base - _WINDOW)
+        high = end - self.base + _os.BLOCK - 1 & -_os.BLOCK
+        return any(base > self.base for base in _bases(self._fd, self._salt, low, high))
 
 
 def _bases(fd: int, salt: int, offset: int, end: int) -> Iterator[int]:

@@ -41,7 +41,7 @@ from durableq.errors import (
 MAGIC = b"DURABLEQ"
 VERSION = 1
 SUPERBLOCK = 4096
-_SECTOR = 512
+SECTOR = 512
 _STATIC = struct.Struct("<8sIIQQQIIQI")
 _CHECKPOINT = struct.Struct("<9QI")
 TAIL_SECTOR, HEAD_SECTOR, COPY_SECTOR = 1, 3, 7
@@ -141,9 +141,9 @@ class Spool:
         spool = cls(path, fd, salt, options)
         block = bytearray(SUPERBLOCK)
         for sector in (0, COPY_SECTOR):
-            block[sector * _SECTOR : sector * _SECTOR + _STATIC.size] = _pack_static(salt, options)
+            block[sector * SECTOR : sector * SECTOR + _STATIC.size] = _pack_static(salt, options)
         for sector in (TAIL_SECTOR, HEAD_SECTOR):
-            block[sector * _SECTOR : sector * _SECTOR + _CHECKPOINT.size] = _pack_checkpoint(Checkpoint(1), salt)
+            block[sector * SECTOR : sector * SECTOR + _CHECKPOINT.size] = _pack_checkpoint(Checkpoint(1), salt)
         _os.disable_copy_on_write(fd)  # on a full disk a done mark must not need a new block
         try:
             # In one write, and only then does the file have a size: a kill before it leaves an empty file, which the
@@ -183,19 +183,19 @@ class Spool:
     def store_options(self, options: Options) -> None:
         """Change the queue-wide options. One sector each, so a power cut leaves the old ones or the new ones."""
         for sector in (COPY_SECTOR, 0):
-            _os.pwrite_all(self.fd, _pack_static(self.salt, options), sector * _SECTOR)
+            _os.pwrite_all(self.fd, _pack_static(self.salt, options), sector * SECTOR)
         self.options = options
 
     def write_checkpoint(self, sector: int, checkpoint: Checkpoint) -> None:
         """Write the checkpoint with this generation over the older one of its pair."""
         data = _pack_checkpoint(checkpoint, self.salt)
-        _os.pwrite_all(self.fd, data, (sector + (checkpoint.generation & 1)) * _SECTOR)
+        _os.pwrite_all(self.fd, data, (sector + (checkpoint.generation & 1)) * SECTOR)
 
     def read_checkpoint(self, sector: int) -> Checkpoint | None:
         """The newest readable checkpoint of a pair, or None if neither can be read."""
         found = []
         for at in (sector, sector + 1):
-            data = _os.pread(self.fd, _CHECKPOINT.size, at * _SECTOR)
+            data = _os.pread(self.fd, _CHECKPOINT.size, at * SECTOR)
             if len(data) == _CHECKPOINT.size:
                 *fields, check = _CHECKPOINT.unpack(data)
                 if check == zlib.crc32(data[:-4], self.salt):
@@ -204,7 +204,7 @@ class Spool:
 
     def is_bad_checkpoint(self, sector: int) -> bool:
         """Whether a sector holds something that is no checkpoint (a new spool has zeros in some)."""
-        data = _os.pread(self.fd, _CHECKPOINT.size, sector * _SECTOR)
+        data = _os.pread(self.fd, _CHECKPOINT.size, sector * SECTOR)
         return any(data) and data[-4:] != struct.pack("<I", zlib.crc32(data[:-4], self.salt))
 
     # -- what is broken ------------------------------------------------------------------------------------------------
@@ -328,7 +328,7 @@ def _pack_static(salt: int, options: Options) -> bytes:
 
 def read_static(path: str, fd: int) -> tuple[int, Options]:
     """Salt and options, from the first sector or, should that be damaged, from its copy."""
-    copies = [_os.pread(fd, _STATIC.size, at) for at in (0, COPY_SECTOR * _SECTOR)]
+    copies = [_os.pread(fd, _STATIC.size, at) for at in (0, COPY_SECTOR * SECTOR)]
     known = [data for data in copies if data[:8] == MAGIC]
     good = [data for data in known if _is_whole(data)]
     # Of a newer format nothing is known but its version; a damaged one claims a wild version, and its copy another.
@@ -353,7 +353,7 @@ def _is_whole(data: bytes) -> bool:
 def static_copies(fd: int) -> list[tuple[int, bool]]:
     """The offset of each copy of the static sector, and whether it can be read."""
     found = []
-    for offset in (0, COPY_SECTOR * _SECTOR):
+    for offset in (0, COPY_SECTOR * SECTOR):
         data = _os.pread(fd, _STATIC.size, offset)
         found.append((offset, data[:8] == MAGIC and _is_whole(data)))
     return found

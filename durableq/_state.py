@@ -43,6 +43,7 @@ program order, so each word says below what a death between two stores means. Wo
     UNPUNCHED       consumers       head          bytes that died since the last reclaim (a trigger: may be lost)
     DROPS DAMAGED.. consumers       head          counters, kept in the head checkpoint
     SLOTS           owners          head          no owner slot at or above it was ever taken
+    COVERED         reclaim         head          1: not all that is dead is so by itself, so the next rewind must be synced
     MOUNT           recovery        cold          the mount through which the queue was opened when these words were made
     *_WAITERS       anybody         head          sleepers: recounted from the owner slots when one of them dies
     *_WORD          anybody         none          the futex; changes with every wake
@@ -72,7 +73,7 @@ EPOCH, BASE, PENDING, PENDING_SIZE, PENDING_BASE, SHUTDOWN, MAXSIZE, NAMESPACE =
 T_COMMIT, T_POS, _, T_MARK, T_GEN, PUT_DELAYED, T_STATE, T_ROOM = range(40, 48)
 H_COMMIT, H_POS, _, H_STATE, H_LIMIT, H_GEN, SEEN_DELAYED, H_NEXT = range(48, 56)
 LIVE, LIVE_BYTES, RETURNED, DELAYED, DEAD, NEXT_DUE, REGION, UNPUNCHED = range(56, 64)
-PUNCHED, DROPS, DAMAGED, DAMAGED_BYTES, SLOTS, MOUNT = range(64, 70)
+PUNCHED, DROPS, DAMAGED, DAMAGED_BYTES, SLOTS, MOUNT, COVERED = range(64, 71)
 GET_WAITERS, GET_WORD = 72, 73
 PUT_WAITERS, PUT_WORD = 80, 81
 JOIN_WAITERS, JOIN_WORD = 88, 89

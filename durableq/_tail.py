@@ -12,7 +12,7 @@ from durableq import _os
 from durableq._checkpoint import mark_head, mark_tail
 from durableq._locks import NOBODYS, TAKEN, UNKNOWN
 from durableq._reclaim import BATCH
-from durableq._record import HEAD_SIZE, MAGIC, READY, pack_head
+from durableq._record import HEAD_SIZE, encode_head
 from durableq._settle import Settler
 from durableq._state import (
     BUSY,
@@ -139,7 +139,7 @@ class TailEnd(Settler):
         return self._reclaimer.punch_floor() + self._reclaimer.sweep(1)
 
     def _write(self, body: bytes, position: int, due: int) -> int:
-        head = pack_head(MAGIC, READY, 0, 0, position, due)
+        head = encode_head(body, position, due)
         if len(body) < _LARGE:
             written = _os.pwrite(self._fd, head + body, position - self._base)
         else:
@@ -158,7 +158,7 @@ class TailEnd(Settler):
         parts = []
         end = position
         for body in bodies:
-            parts.append(pack_head(MAGIC, READY, 0, 0, end, 0))
+            parts.append(encode_head(body, end))
             parts.append(body)
             end += HEAD_SIZE + len(body)
         if _os.pwrite(self._fd, b"".join(parts), position - self._base) != end - position:

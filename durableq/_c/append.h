@@ -8,6 +8,7 @@ static void fill_header(Ends *self, uint8_t *to, const uint8_t *payload, size_t 
         .magic = MAGIC, .state = READY, .length = (uint32_t)length, .sum = crc32_of(payload, length, 0),
         .enqueued = (uint64_t)now.tv_sec * 1000000 + (uint64_t)now.tv_nsec / 1000, .tag = (uint16_t)tag};
     header.check = crc32_of((uint8_t *)&header + HEAD_SIZE, HEADER_SIZE - HEAD_SIZE - 4, self->salt);
+    header.tie = (uint16_t)header.check;
     memcpy(to, &header, HEADER_SIZE);
 }
 

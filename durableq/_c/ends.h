@@ -57,11 +57,11 @@ typedef volatile uint64_t Word;
 typedef struct __attribute__((packed)) {
     uint32_t magic;
     uint8_t state, deliveries;
-    uint16_t zero;
+    uint16_t tie;
     uint64_t position, due;
     uint32_t length, sum;
     uint64_t enqueued;
-    uint16_t tag, zero2;
+    uint16_t tag, zero;
     uint32_t check;
 } Header;
 

@@ -3,7 +3,8 @@
 static int plain(Ends *self, const Header *header, uint64_t position)
 {
     return header->magic == MAGIC && header->state == READY && !header->due && header->position == position &&
-           crc32_of((const uint8_t *)header + HEAD_SIZE, HEADER_SIZE - HEAD_SIZE - 4, self->salt) == header->check;
+           crc32_of((const uint8_t *)header + HEAD_SIZE, HEADER_SIZE - HEAD_SIZE - 4, self->salt) == header->check &&
+           header->tie == (header->check & 0xFFFF);
 }
 
 /* Have the bytes of the record at a position in the buffer; its header there, or NULL if it is not one to deliver plainly,
