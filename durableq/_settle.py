@@ -318,8 +318,9 @@ class Settler(HeadEnd):
         i = ledger.next_dead()
         while i >= 0:
             position = ledger.position[i]
-            _os.pwrite(self._fd, bytes([READY, 0]), position - self._head_base + STATE_OFFSET)
+            # The count first: who dies behind the mark leaves an item that is ready, and must be as if never delivered.
             ledger.count[i] = 0
+            _os.pwrite(self._fd, bytes([READY, 0]), position - self._head_base + STATE_OFFSET)
             ledger.change(i, RETURNED_CODE)
             n += 1
             i = ledger.next_dead(i + 1)
