@@ -30,6 +30,7 @@ from durableq.cli._command import (
     USAGE,
     Command,
     Failure,
+    tell,
 )
 from durableq.cli._registry import COMMANDS, command
 from durableq.errors import DamagedError, DurableQError, Empty, Full, OptionMismatchError, ShutDown
@@ -147,7 +148,7 @@ def _run(argv: Sequence[str]) -> int:
     except KeyboardInterrupt as interrupt:
         number: int = getattr(interrupt, "number", signal.SIGINT)
         if number == signal.SIGINT:
-            _complain("interrupted")
+            tell("interrupted")
         return ENDED_BY + number
     except BrokenPipeError:
         _finish_stdout()
@@ -156,7 +157,7 @@ def _run(argv: Sequence[str]) -> int:
         if os.environ.get("DURABLEQ_TRACEBACK"):
             raise
         _finish_stdout()
-        _complain(_message(error))
+        tell(" ".join(_message(error).split()))
         return _code(error)
 
 
@@ -188,8 +189,3 @@ def _message(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     return str(error) or type(error).__name__
-
-
-def _complain(message: str) -> None:
-    with contextlib.suppress(OSError, ValueError):
-        print("durableq: " + " ".join(message.split()), file=sys.stderr)
