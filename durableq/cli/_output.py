@@ -2,7 +2,7 @@
 
 A pipe holds what its reader has not read yet: when the reader dies, that is gone, although every write of it succeeded. The
 kernel tells how much it is (FIONREAD, also when the reader is gone), so for a pipe only what was read has come through.
-Elsewhere what the kernel has accepted has.
+Elsewhere what the kernel has accepted has; what goes to a file is on the disk after a `flush`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ _MOST_PIECES = 1024  # of one write: IOV_MAX
 class Outlet:
     """Writes to a descriptor without ever being stuck in a write that a signal should end."""
 
-    def __init__(self, fd: int, signals: Signals) -> None:
+    def __init__(self, fd: int, signals: Signals, *, durable: bool = False) -> None:
+        """`durable`: what goes to a file has to reach the disk; `flush` sees to it."""
         self._fd = fd
         self._signals = signals
         try:
@@ -34,6 +35,8 @@ class Outlet:
         if self.is_pipe:
             enlarge_pipe(fd)
         self.is_file = stat.S_ISREG(mode)
+        self._durable = durable and self.is_file
+        self._lost: Failure | None = None
         self._may_block = self.is_pipe or stat.S_ISSOCK(mode)
         self.accepted = 0
         """Bytes that the kernel has taken."""
@@ -77,6 +80,24 @@ class Outlet:
         """Bytes that have come through."""
         return max(0, self.accepted - unread(self._fd)) if self.is_pipe else self.accepted
 
+    def flush(self) -> None:
+        """Return once the disk has what a file has accepted. Raises Failure, and from then on always.
+
+        After a failed sync the kernel may say ok to the next one although the bytes are gone.
+        """
+        if self._lost is not None:
+            raise self._lost
+        if not self._durable:
+            return
+        try:
+            os.fdatasync(self._fd)
+        except OSError as error:
+            if error.errno in (errno.EINVAL, errno.ENOSYS):  # a file on no disk: one under /proc or /sys
+                self._durable = False
+                return
+            self._lost = self._error(error)
+            raise self._lost from error
+
     def wait_for_reader(self, seconds: float, *, deaf: bool = False) -> None:
         """Wait so long, or until the reader is gone: then BrokenPipeError. Raises Stopped; `deaf`: at a second signal only."""
         if self._signals.poll(self._gone, seconds * 1000, deaf=deaf):
@@ -86,4 +107,4 @@ class Outlet:
     def _error(error: OSError) -> Failure:
         if error.errno == errno.EBADF:
             return Failure("stdout is closed, so nothing was taken; redirect it to a file or a pipe")
-        return Failure(f"cannot write the output: {error.strerror}; what was not written is still in the queue")
+        return Failure(f"cannot write the output: {error.strerror}; what it does not have is still in the queue")

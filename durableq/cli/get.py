@@ -1,8 +1,9 @@
 """`durableq get`: items become a stream.
 
-An item is lent until its bytes are through: in the file, or read from the pipe. Then it is acked, and not before. What ends
-this program in between, be it a reader who goes away, a signal, or a full disk, leaves the other items where they were, and
-uncounted. SIGKILL leaves them too, and counts a delivery; then some of them may come twice, and none is lost.
+An item is lent until its bytes are through: on the disk, in a file, or read from the pipe. Then it is acked, and not before.
+What ends this program in between, be it a reader who goes away, a signal, or a full disk, leaves the other items where they
+were, and uncounted. SIGKILL leaves them too, and counts a delivery; a power cut leaves them; then some of them may come twice,
+and none is lost.
 """
 
 from __future__ import annotations
@@ -40,9 +41,10 @@ if TYPE_CHECKING:
     from concurrent.futures import Future, ThreadPoolExecutor
 
 _MOST, _MUCH, _MUCH_FOR_A_FILE = 256, 1 << 18, 4 << 20
-"""Items and bytes that are taken together, at most and about. A file takes all of them at once, so nobody waits for them."""
+"""Items and bytes that are taken together, at most and about. A file takes all of them at once, so nobody waits for them;
+what it took is acked together too."""
 _LARGE = 1 << 20
-"""Bytes whose space the kernel needs so long to take back that the next ones are written meanwhile."""
+"""Bytes that the disk needs so long to take, and their space to come back, that the next ones are written meanwhile."""
 _PAGE = 64
 """Items that are looked at together."""
 _GRACE = 1.0
@@ -71,7 +73,7 @@ def _run(options: argparse.Namespace) -> int:
         raise Failure("--keep shows what is there now: leave --follow and --timeout away", USAGE)
     path = options.path if waits else existing_spool(options.path)
     with Signals() as signals:
-        outlet = Outlet(1, signals)
+        outlet = Outlet(1, signals, durable=options.sync is not None)
         with DurableQueue(path, sync=options.sync, serializer="bytes") as queue:
             getter = _Getter(queue, options, outlet, signals)
             if options.keep:
@@ -99,8 +101,11 @@ class _Getter:
         self._sent: deque[_Sent] = deque()
         self._limit = 1
         self._much = _MUCH_FOR_A_FILE if outlet.is_file else _MUCH
+        self._batch = _MUCH_FOR_A_FILE if outlet.is_file else 0  # to sync a file takes time: so not for every few items
+        self._settled = 0
+        """Bytes up to which acking was begun."""
         self._beside: ThreadPoolExecutor | None = None
-        self._ack_under_way: Future[int] | None = None
+        self._ack_under_way: Future[None] | None = None
 
     # -- taking --------------------------------------------------------------------------------------------------------
 
@@ -115,7 +120,7 @@ class _Getter:
                 if not box:
                     break
                 count += self._write(box)
-                self._settle()
+                self._settle(self._batch)
             self._wait_until_read()
         except Failure:
             with contextlib.suppress(BrokenPipeError):
@@ -145,6 +150,7 @@ class _Getter:
         return box
 
     def _wait_and_take(self, box: list[Taken], limit: int) -> None:
+        self._settle()
         timeout = None if self._options.follow and self._options.timeout is None else self._options.timeout or 0.0
         look = _LOOK
         while self._sent and timeout != 0:
@@ -179,24 +185,30 @@ class _Getter:
         self._limit = max(1, min(_MOST, 2 * self._limit, self._much * len(box) // max(1, length)))
         return len(box)
 
-    def _settle(self) -> None:
-        """Ack all whose bytes are through."""
-        if self._sent:
-            through = self._outlet.through()
-            while self._sent and self._sent[0].end <= through:
-                self._ack(self._sent.popleft())
-
-    def _ack(self, sent: _Sent) -> None:
-        """Ack these, large ones in a thread beside, one box at a time. Raises what acking the box before them raised."""
-        if sum(sent.lengths) < _LARGE:
-            self._store.ack_many(sent.box)
+    def _settle(self, at_least: int = 0) -> None:
+        """Ack all whose bytes are through, if there are `at_least` so many: many in a thread beside, one batch at a time."""
+        end = self._outlet.through()
+        length = end - self._settled
+        if length < at_least:
             return
+        self._wait_for_ack()
+        if not self._sent or self._sent[0].end > end:
+            return
+        self._settled = end
+        if length < _LARGE:
+            return self._ack(end)
         if self._beside is None:
             from concurrent.futures import ThreadPoolExecutor
 
             self._beside = ThreadPoolExecutor(1)
-        self._wait_for_ack()
-        self._ack_under_way = self._beside.submit(self._store.ack_many, sent.box)
+        self._ack_under_way = self._beside.submit(self._ack, end)
+
+    def _ack(self, end: int) -> None:
+        """Ack all whose bytes end up to here."""
+        self._outlet.flush()  # first: an ack that the disk has of an item that it has not, and a power cut loses it
+        while self._sent and self._sent[0].end <= end:
+            self._store.ack_many(self._sent[0].box)
+            self._sent.popleft()  # only now: what is still there at the end goes back
 
     def _wait_for_ack(self) -> None:
         under_way, self._ack_under_way = self._ack_under_way, None
@@ -219,17 +231,20 @@ class _Getter:
 
     def _give_back(self) -> None:
         """At the end: ack what is through to the last item, and leave the others in the queue."""
-        self._settle()
-        self._wait_for_ack()
-        if not self._sent:
-            return
-        through = self._outlet.through()
-        for box, lengths, end in self._sent:
-            first = end - sum(lengths)
-            done = sum(first + length <= through for length in accumulate(lengths))
-            self._store.ack_many(box[:done])
-            self._store.untake(box[done:])
-        self._sent.clear()
+        through = 0
+        try:
+            self._settle()
+            self._wait_for_ack()
+            if self._sent:
+                self._outlet.flush()
+                through = self._outlet.through()
+        finally:
+            for box, lengths, end in self._sent:
+                first = end - sum(lengths)
+                done = sum(first + length <= through for length in accumulate(lengths))
+                self._store.ack_many(box[:done])
+                self._store.untake(box[done:])
+            self._sent.clear()
 
     # -- only looking --------------------------------------------------------------------------------------------------
 
@@ -255,9 +270,9 @@ COMMAND = Command(
     """\
 Takes what is there, oldest first, and ends; with --follow it waits for more, asleep, with --timeout for so long each time.
 
-An item is done when its bytes are through: in the file, or read by the reader of the pipe. If the reader goes away, at Ctrl-C,
-or on a full disk, what is not through stays in the queue as if it had not been touched. If `get` itself is killed, some items
-may come once more; none is lost.
+An item is done when its bytes are through: on the disk, in a file, or read by the reader of the pipe. If the reader goes away,
+at Ctrl-C, or on a full disk, what is not through stays in the queue as if it had not been touched. If `get` itself is killed,
+or the power fails, some items may come once more; none is lost.
 
 --framing says what stands between the items: `line` a newline, `nul` a zero byte; `length`: each item comes behind its
 length in 4 bytes, big-endian; `block` and `whole`: nothing at all, as --raw, so that what `put --framing block` cut comes out
