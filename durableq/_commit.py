@@ -35,6 +35,7 @@ _WAIT = 0.01
 _PATIENCE = 5
 """Waits of so many seconds for a leader, who may have been killed or stopped, before one syncs alone."""
 _EVERYBODY = 1 << 30
+THREAD_NAME = "durableq-sync"
 
 
 class Committer:
@@ -67,15 +68,23 @@ class Committer:
 
         Raises OSError if the disk refuses under `sync=0`; under `sync=s` the next write of this handle raises.
         """
-        if self._sync:
-            if self._thread is None:
-                self._start()
+        if self._sync and (self._thread or self._started()):
             with self._guard:
-                self._control.words[self._dirty] = DIRTY
+                # In this order: the compiled calls go by the word, the others by `armed`, and neither may be told that the
+                # thread is awake before it is. An interrupt in between costs another call.
                 self._wanted.set()
-                self.armed = True  # last: an interrupt before it costs another call, after it nothing
+                self._control.words[self._dirty] = DIRTY
+                self.armed = True
         else:
             self.sync_now()
+
+    def hurry(self) -> None:
+        """The process is about to end, and with it the thread: sync now, and from now on with every write."""
+        self.close()
+        if self._sync is not None:
+            self._sync, self.armed = 0, False
+            self.sync_now()
+            self._control.words[self._dirty] = 0
 
     def sync_now(self) -> None:
         """Return once all that was written before this call, by whatever process, is on the disk."""
@@ -129,12 +138,17 @@ class Committer:
         if thread is not None and thread is not threading.current_thread():
             thread.join()
 
-    def _start(self) -> None:
+    def _started(self) -> bool:
+        """Start the thread; False if there can be none: too many already, or the interpreter is on its way out."""
         with self._guard:
             if self._thread is None:
-                thread = threading.Thread(target=self._run, name="durableq-sync", daemon=True)
-                thread.start()  # may fail; nobody can join it then
+                thread = threading.Thread(target=self._run, name=THREAD_NAME, daemon=True)
+                try:
+                    thread.start()
+                except RuntimeError:
+                    return False
                 self._thread = thread
+        return True
 
     def _run(self) -> None:
         assert self._sync

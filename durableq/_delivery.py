@@ -44,7 +44,10 @@ class Lender(Protocol):
     def extend(self, position: int, index: int, count: int, seconds: float, /) -> bool:
         """Keep it for so long."""
 
-    def untake(self, box: list[Taken], dead_letter: bool = False) -> None:
+    def went_away(self, position: int, index: int, /) -> bool:
+        """Asked right after an ack of it said no: may somebody else have it, or have done it?"""
+
+    def untake(self, box: list[Taken], dead_letter: bool = False, was_dead: bool = False) -> None:
         """Give back what was taken by mistake."""
 
     def told(self, done: bool, count: int, /) -> None:

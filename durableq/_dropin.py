@@ -1,10 +1,16 @@
-"""The standard library's own signatures: a program changes the import, and the rest stays as it is."""
+"""The standard library's own signatures: a program changes the import, and the rest stays as it is.
+
+The files of an anonymous queue go when its creator closes it. But to `multiprocessing.Queue` that means no more than that this
+process puts nothing more, and its documentation has producers close their queue before they join its consumers. So while child
+processes run that were given the queue, the files stay, at the longest until this process has joined its children at its end.
+"""
 
 from __future__ import annotations
 
 import os
 import shutil
 import tempfile
+from multiprocessing import active_children
 from multiprocessing.util import Finalize
 from types import GenericAlias
 from typing import Any, ClassVar
@@ -15,6 +21,57 @@ from durableq.errors import ClosedError
 
 class _ClosedOSError(ClosedError, OSError):
     """What `empty` of multiprocessing's closed queues raises is an OSError."""
+
+
+class _Files:
+    """The directory of an anonymous queue."""
+
+    kept: ClassVar[set[_Files]] = set()
+    """Of queues that are closed, for children that may still use them."""
+    forks: ClassVar[int] = 0
+
+    def __init__(self, directory: str) -> None:
+        self.remove_kept()
+        self.directory = directory
+        self.passed_on = False
+        """Whether a child may have got it as an argument."""
+        self._forks = _Files.forks
+        self._at_exit: Finalize | None = None
+
+    def remove(self) -> None:
+        """Remove it, now or when no child is left that may use it."""
+        self.remove_kept()
+        if (self.passed_on or self._forks != _Files.forks) and active_children():
+            _Files.kept.add(self)
+            self._at_exit = Finalize(None, self._remove_now, exitpriority=-20)
+        else:
+            self._remove_now()
+
+    @classmethod
+    def remove_kept(cls) -> None:
+        """Remove what was kept for children, if they have ended."""
+        if cls.kept and not active_children():
+            for files in list(cls.kept):
+                files._remove_now()
+
+    def _remove_now(self) -> None:
+        if self._at_exit is not None:
+            self._at_exit.cancel()
+        _Files.kept.discard(self)
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    @classmethod
+    def note_fork(cls) -> None:
+        """In the parent."""
+        cls.forks += 1
+
+    @classmethod
+    def forget(cls) -> None:
+        """In a forked child: they are its parent's to remove."""
+        cls.kept.clear()
+
+
+os.register_at_fork(after_in_parent=_Files.note_fork, after_in_child=_Files.forget)
 
 
 class _DropIn(DurableQueue):
@@ -31,10 +88,11 @@ class _DropIn(DurableQueue):
             super().__init__(path, maxsize, **options)
             return
         options.setdefault("sync", None)  # nobody could find it again after a power cut
-        directory = tempfile.mkdtemp(prefix="durableq-")
-        # Bound to this process: a child that inherits the object, or unpickles it, is not its creator. Runs after the
-        # handles that are still open at exit have been closed (priority 10).
-        self._remove = Finalize(self, shutil.rmtree, args=(directory, True), exitpriority=5)
+        self._files = files = _Files(tempfile.mkdtemp(prefix="durableq-"))
+        directory = files.directory
+        # Bound to this process: a child that inherits the object, or unpickles it, is not its creator. At exit it runs after
+        # the children have ended and the handles that are still open have been left (priority -10).
+        self._remove = Finalize(self, files.remove, exitpriority=-20)
         super().__init__(os.path.join(directory, "anonymous.dq"), maxsize, **options)
 
     def put(  # multiprocessing calls the first parameter so
@@ -61,13 +119,20 @@ class _DropIn(DurableQueue):
         if remove is not None:
             remove()
 
+    def __getstate__(self) -> tuple[Any, ...]:
+        files = self.__dict__.get("_files")
+        if files is not None:
+            files.passed_on = True
+        return super().__getstate__()
+
 
 class Queue(_DropIn):
     """`multiprocessing.Queue` on a file: an item is done when it is taken.
 
     Without a path it is anonymous: a private file in the directory for temporary files, not synced, that goes when its
-    creator closes it or ends. `ctx` is taken because `multiprocessing.queues.Queue` insists on it, and not needed: a
-    handle travels under every start method. Other options are those of DurableQueue.
+    creator closes it or ends, and its children that were given it have ended. `ctx` is taken because
+    `multiprocessing.queues.Queue` insists on it, and not needed: a handle travels under every start method. Other options are
+    those of DurableQueue.
     """
 
     _ack = "get"

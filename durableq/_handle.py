@@ -5,6 +5,10 @@
     closed          are closed               went back to the queue, under both locks
     thrown away     are closed               returns as if its process had died: its owner slot is found free
     forked          are closed at once       stays its parent's; the child's first operation opens the queue anew
+    left at exit    are closed               went back, as if closed; an operation that comes later all the same opens it anew
+
+A handle that was forked or pickled belongs to the same ERA as the one it comes from, even if that is closed when it is first
+used: what was shut down for it stays shut down.
 
 What a thread is just opening or closing while another one forks is looked after in `_fork`.
 """
@@ -19,7 +23,7 @@ from multiprocessing.util import Finalize
 
 from durableq import _os
 from durableq._checkpoint import mark_head, mark_open, mark_tail_synced
-from durableq._commit import Committer
+from durableq._commit import THREAD_NAME, Committer
 from durableq._fork import begin, end, leave_behind
 from durableq._leases import owner_code
 from durableq._ledger import Ledger
@@ -32,6 +36,7 @@ from durableq._scan import Reader
 from durableq._spool import USERS_BYTE, Options, Spool, check_place
 from durableq._state import (
     EPOCH,
+    ERA,
     H_STATE,
     HEAD_MUTEX,
     OWNER_DIRTY,
@@ -62,8 +67,20 @@ class Handle(Stepping):
     compiled = True
     """Whether to use the compiled calls, where there are any."""
 
-    def __init__(self, path: str, options: Options, *, sync: float | None, mode: int, create: bool, runs_code: bool) -> None:
+    def __init__(
+        self,
+        path: str,
+        options: Options,
+        *,
+        sync: float | None,
+        mode: int,
+        create: bool,
+        runs_code: bool,
+        era: int | None = None,
+    ) -> None:
+        """`era`: that of the handle of which this one is a copy, made by pickling."""
         self.path = path
+        self.era = era
         self._wanted = options
         self._sync = sync
         self._mode = mode
@@ -84,7 +101,7 @@ class Handle(Stepping):
 
     def _open_locked(self, create_file: bool) -> None:
         self._spool = spool = Spool.open(self.path, self._wanted, self._mode, create=create_file, runs_code=self._runs_code)
-        control_fd = -1
+        control_fd, forked = -1, self._forked
         try:
             control_fd = self._open_control()
             # Mapped through a descriptor of its own: see `_owner` on what keeps a lock alive.
@@ -97,10 +114,13 @@ class Handle(Stepping):
                 if not control.words[EPOCH]:
                     self._recover()
                 self._join_owners(control_fd)
+                self._wanted = Options()  # to be opened again in a child: with what the file says by then
+                _open_handles[id(self)] = self
                 self._opened = True
                 self._forked = self._unfit = False
-                _open_handles[id(self)] = self
             except BaseException:
+                # Interrupted at the very end: nobody may use what is closed now.
+                self._opened, self._unfit, self._forked = False, True, forked
                 os.close(mapped_fd)
                 raise
         except BaseException:
@@ -186,7 +206,7 @@ class Handle(Stepping):
             self._control,
             self._sync_lock,
             owner_word(self._owners.slot) + OWNER_DIRTY,
-            self._sync,
+            0 if self._sync is not None and _leaving else self._sync,
             weakref.WeakMethod(self._bar),
         )
         self._bind()
@@ -209,8 +229,11 @@ class Handle(Stepping):
         self._owners.reap(self._ledger)  # also for the syncs that they owe: nobody else may be there to pay them
         self._retire()
         if self._owners.alone():
-            self._words[SHUTDOWN] = 0
+            if self.era != self._words[ERA]:
+                self._words[ERA] += 1
+                self._words[SHUTDOWN] = 0
             mark_open(self._spool, self._control)
+        self.era = self._words[ERA]
 
     def close(self) -> None:
         """Give back what this handle holds, make what it wrote durable, leave. A second call does nothing."""
@@ -253,7 +276,6 @@ class Handle(Stepping):
         self._owners.release(self._ledger)
         self._retire()
         if self._owners.alone():
-            self._words[SHUTDOWN] = 0
             self._control.settle_tail_state()
             if sound:
                 self._reclaimer.cut_tail()
@@ -270,6 +292,16 @@ class Handle(Stepping):
             with suppress(OSError):  # hints: without them recovery looks for itself
                 mark_tail_synced(self._spool, self._control)
                 mark_head(self._spool, self._control, reach=0)
+
+    def leave(self) -> None:
+        """The process ends: make what this handle wrote durable, and close it if no thread is left that may be using it."""
+        if _is_last_thread():
+            self.close()
+            if not isinstance(self._barred, PoisonedError):
+                self._barred, self._forked = None, True  # who comes now, an `atexit` handler, opens it anew
+        elif self._control_fd >= 0 and self._barred is None:
+            with suppress(DurableQError, OSError):  # nobody is left to tell
+                self._committer.hurry()
 
     def __del__(self) -> None:
         # Whoever collects garbage may hold the locks of this very queue through another handle, so nothing is locked here:
@@ -337,24 +369,40 @@ def _sync_and_close(committer: Committer, closing: object, ledger: Ledger, spool
 _exit_registered_by = 0
 
 
+_leaving = False
+"""Whether this process is about to end: nothing is left for a thread to sync then."""
+
+
 def _close_at_exit() -> None:
-    """Close what is still open when this process ends in order, so that what it wrote gets its sync.
+    """Leave what is still open when this process ends in order, so that what it wrote gets its sync.
 
     Through multiprocessing's finalizers: its children leave by `os._exit`, where `atexit` does not run, and forget at
-    their start what was registered before the fork.
+    their start what was registered before the fork. A negative priority, so that it comes after the children have ended:
+    they may still be at work with this process as the one that keeps the queue open.
     """
     global _exit_registered_by
     if _exit_registered_by != os.getpid():
         _exit_registered_by = os.getpid()
-        Finalize(None, _close_all, exitpriority=10)
+        Finalize(None, _leave_all, exitpriority=-10)
 
 
-def _close_all() -> None:
+def _leave_all() -> None:
+    global _leaving
+    _leaving = True
     for handle in list(_open_handles.values()):
-        handle.close()
+        handle.leave()
+
+
+def _is_last_thread() -> bool:
+    # A daemon thread goes on to the very end; in children of multiprocessing's the others do, too. None may find its queue
+    # closed by nobody. Our own only sync.
+    others = (thread for thread in threading.enumerate() if thread is not threading.current_thread())
+    return all(thread.name == THREAD_NAME for thread in others)
 
 
 def _after_fork_in_child() -> None:
+    global _leaving
+    _leaving = False
     for handle in list(_open_handles.values()):
         handle._after_fork()
     leave_behind()

@@ -114,14 +114,14 @@ class HeadEnd(Returned):
             if code not in TAKEN and words[NAMESPACE] != lock.namespace:
                 at = NOBODYS
             try:
-                self._sort_out(box, READY_BYTE)
+                self._sort_out(box, READY_BYTE, begun)
             except BaseException:  # interrupted once more, in the very act
-                self._sort_out(box, READY_BYTE)
+                self._sort_out(box, READY_BYTE, begun)
                 raise
-            if not box or not isinstance(exc, OSError):  # else the next call says so: what was taken cannot be given back now
-                raise self._refused(exc, "no item was taken", "nothing was changed") from exc.__cause__
             if done:
                 self._handed_out += len(box) - begun
+            if not box or not isinstance(exc, OSError):  # else the next call says so: what was taken cannot be given back now
+                raise self._refused(exc, "no item was taken", "nothing was changed") from exc.__cause__
         finally:
             _mutex_unlock(at)
         self.told(done, len(box))
@@ -304,5 +304,16 @@ class HeadEnd(Returned):
             self._words[H_STATE] |= SPECIAL  # who comes next has to look at what is due
             self._ledger.append(position, header.size, header.deliveries, due, DELAYED_CODE)
         self._control.set_head(end, sequence + 1)
+
+    @at_head
+    def _pass_letters(self) -> None:
+        """Let the head pass dead letters that it has come to, as the next take would; they count as waiting until then."""
+        while True:
+            position, sequence = self._control.head()
+            self._tail_seen = self._control.tail()[0]
+            buffer = self._read_ahead(position)
+            if decode(buffer, 0, position, self._salt) is None or buffer[STATE_OFFSET] != STATE_DEAD:
+                return
+            self._pass_odd(position, sequence)
 
     # -- pieces --------------------------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from durableq._state import (
     DEAD,
     DELAYED,
     DROPS,
+    GET_WAITERS,
     H_STATE,
     LIVE,
     PUT_DELAYED,
@@ -32,6 +33,7 @@ from durableq._state import (
 )
 from durableq._stepping import at_head
 from durableq._tail import TailEnd
+from durableq._wakeup import GET
 
 
 @dataclass(frozen=True)
@@ -97,15 +99,20 @@ class Inspector(TailEnd):
         return max(0, self._control.waiting())
 
     def _bury_dead(self) -> None:
-        """What a dead process held counts at once, also for who only looks; without waiting for a lock."""
+        """What a dead process held counts at once, also for who only looks, and what is due; without waiting for a lock."""
         words = self._words
-        halted = words[H_STATE] & BUSY or self._head.holder_died()
-        if halted or (words[LIVE] != words[RETURNED] + words[DELAYED] and self._owners.someone_died()):
+        unusual = words[H_STATE] & BUSY or self._head.holder_died() or self.is_due()
+        if unusual or (words[LIVE] != words[RETURNED] + words[DELAYED] and self._owners.someone_died()):
+            before = words[RETURNED]
             self._head.hold_if_free(self._reap_here)
+            if words[RETURNED] > before and words[GET_WAITERS]:
+                self._wakeup.wake(GET, words[RETURNED] - before)
 
     def _reap_here(self) -> None:
         self._see_head()
         self._owners.reap(self._ledger)
+        self._let_fall_due()
+        self._retire()
         self._leave_head()
 
     def unfinished(self) -> int:

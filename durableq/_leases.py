@@ -28,6 +28,7 @@ import mmap
 import re
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 
 from durableq import _os
 from durableq._state import (
@@ -197,7 +198,8 @@ class Region:
         self._meta[END] = self._meta[HINT] = self._meta[FIRST] = 0
         self._dead[0] = 0
         if self.capacity > 1 << MIN_LOG2 + 2:
-            self.rebuild()
+            with suppress(OSError):  # a full disk puts it off: what came before is done all the same
+                self.rebuild()
 
     def rebuild(self, insert: tuple[int, int, int] | None = None) -> None:
         """Copy the live entries into a new region of fitting size and flip to it; `insert` adds a RETURNED-like entry.

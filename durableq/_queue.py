@@ -12,8 +12,8 @@ from durableq._delivery import Peeked
 from durableq._inspect import Stats
 from durableq._leases import DEAD_CODE, Taken
 from durableq._reader import ItemReader, _ThisThread
-from durableq._record import HEADER_SIZE, MAX_LENGTH, TAG_BYTES, encode_body, encode_due
-from durableq._serializers import Codec, Serializer
+from durableq._record import MAX_LENGTH, TAG_BYTES, encode_body, encode_due, record_size
+from durableq._serializers import ByName, Codec, Serializer
 from durableq._spool import Options
 from durableq._store import Store
 from durableq._wakeup import Deadline
@@ -80,12 +80,14 @@ class DurableQueue(ItemReader):
         mode: int,
         *,
         create: bool,
+        era: int | None = None,
     ) -> None:
-        self._arguments = (path, options, ack, sync, serializer, mode)
+        self._arguments = (path, ack, sync, serializer, mode)
         self._write_with(Codec(serializer))
         self._done = ack == "get"
         self._this_thread = _ThisThread()
-        self._store = Store(path, options, sync=sync, mode=mode, create=create, runs_code=self._codec.runs_code)
+        runs_code = self._codec.runs_code
+        self._store = Store(path, options, sync=sync, mode=mode, create=create, runs_code=runs_code, era=era)
         self._take = self._store.take
         self._fast_take = self._store._fast_take
         self._max_bytes = self._store.options.max_bytes
@@ -94,10 +96,15 @@ class DurableQueue(ItemReader):
         self._fast_append_many = None if bounded else self._store._fast_append_many
 
     def __getstate__(self) -> tuple[Any, ...]:
-        return self._arguments
+        path, ack, sync, serializer, mode = self._arguments
+        return path, ack, sync, ByName.of(serializer), mode, self._store.era
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
-        self._open(*state, create=False)
+        path, ack, sync, serializer, mode, era = state
+        if isinstance(serializer, ByName):
+            serializer = serializer.arrived()
+        # The queue's own options are those in its file, whatever they have become since it was first opened.
+        self._open(path, Options(), ack, sync, serializer, mode, create=False, era=era)
 
     # -- putting -------------------------------------------------------------------------------------------------------
 
@@ -160,7 +167,7 @@ class DurableQueue(ItemReader):
             self._wait_and_append(bodies[done:], 0, block, timeout, before + done)
 
     def _check_size(self, length: int) -> None:
-        size = length + HEADER_SIZE
+        size = record_size(length)
         if size > MAX_LENGTH or (self._max_bytes and size > self._max_bytes):
             bound = self._max_bytes or MAX_LENGTH
             raise ValueError(f"{self.path}: an item of {size} bytes never fits into a queue of {bound} bytes")

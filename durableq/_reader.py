@@ -15,7 +15,7 @@ from durableq._leases import MAX_COUNT, RESERVED, Taken
 from durableq._serializers import Codec
 from durableq._unacked import Unacked
 from durableq._wakeup import Deadline
-from durableq.errors import DecodeError, Empty
+from durableq.errors import DecodeError, Empty, StaleDeliveryError
 
 
 class _ThisThread(threading.local):
@@ -85,7 +85,7 @@ class ItemReader(ABC):
     def get_many(self, max_items: int, block: bool = True, timeout: float | None = None) -> list[Any]:
         """Wait for one item, then take up to `max_items` in one go, oldest first. Raises as `get`.
 
-        An item that cannot be decoded goes to the dead letters; the others are returned, unless it was the only one.
+        An item that cannot be decoded goes to the dead letters and the others are returned; DecodeError if there are none.
         """
         box: list[Taken] = []
         try:
@@ -96,7 +96,7 @@ class ItemReader(ABC):
                     push(position, index, count)
             return items
         except BaseException:
-            self._store.untake(box, self._dead)
+            self._store.untake(box, was_dead=self._dead)
             raise
 
     def reserve(self, block: bool = True, timeout: float | None = None) -> Delivery:
@@ -111,7 +111,7 @@ class ItemReader(ABC):
             store, delivery = self._store, self._delivery
             return [delivery(store, entry, item) for entry, item in zip(taken, items, strict=True)]
         except BaseException:
-            self._store.untake(box, self._dead)
+            self._store.untake(box, was_dead=self._dead)
             raise
 
     def reserve_sealed(self, max_items: int, block: bool = True, timeout: float | None = None) -> list[Delivery]:
@@ -124,7 +124,7 @@ class ItemReader(ABC):
             self._take_some(box, max_items, block, timeout, False, RESERVED)
             return [self._delivery(self._store, entry, entry) for entry in box]
         except BaseException:
-            self._store.untake(box, self._dead)
+            self._store.untake(box, was_dead=self._dead)
             raise
 
     def unseal(self, delivery: Delivery) -> None:
@@ -136,15 +136,22 @@ class ItemReader(ABC):
         """The oldest item that `get` lent to this thread is done.
 
         If this thread has none, the oldest of this process is; if that has none, the oldest of the queue. Raises
-        ValueError if nothing is lent: called too many times.
+        ValueError if nothing is lent: called too many times; StaleDeliveryError (a ValueError) if the lease of the item
+        ended and it went to somebody else: then nothing is changed, and the next call is about the next item.
         """
         unacked = self._this_thread.unacked
         while (oldest := unacked.oldest()) is not None:
+            before, unacked.acking = unacked.acking, oldest
             was_ours = self._store.ack(*oldest)
             unacked.drop()  # only now: an interrupted call may be made again, and is about the same item
-            if was_ours:
+            if was_ours or before == oldest:
                 return
-            # Its lease ran out and somebody else has it, or another thread has acked it: not ours any more.
+            if self._store.went_away(*oldest[:2]):
+                raise StaleDeliveryError(
+                    f"{self._store.path}: the lease of item {self._store.name(oldest[0])} ended before task_done(), and it "
+                    f"went to somebody else; give the queue a longer lease, or reserve() the item and extend() it"
+                )
+            # Another thread has acked it, which had none of its own.
         if not self._store.ack_oldest():
             hint = '; under ack="get" an item is done when it is taken' if self._done else ""
             raise ValueError(f"task_done() called too many times{hint}")
@@ -206,17 +213,17 @@ class ItemReader(ABC):
         loads = self._codec.loads
         with suppress(Exception):
             return box, [loads[entry[3]](entry[5]) for entry in box]
-        taken, items = [], []
-        for entry in box:
+        items = []
+        for entry in list(box):
             try:
                 items.append(self._codec.decode(entry[3], entry[5], self._store.path, entry[0]))
-                taken.append(entry)
             except DecodeError:
-                self._store.untake([entry], dead_letter=True)
-                if len(box) == 1:
+                self._store.untake([entry], dead_letter=True, was_dead=self._dead)
+                box.remove(entry)
+                if not box:  # there was nothing else
                     raise
-        return taken, items
+        return box, items
 
     def _give_back(self, box: list[Taken], exc: BaseException) -> None:
         if box:
-            self._store.untake(box, self._dead or isinstance(exc, DecodeError))
+            self._store.untake(box, isinstance(exc, DecodeError), was_dead=self._dead)

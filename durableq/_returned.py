@@ -56,17 +56,26 @@ class Returned(Handle):
     def _take_returned(self, box: list[Taken], limit: int, done: bool, reserved: int) -> None:
         """Take what was given back or fell due, oldest first: it is older than everything at the head."""
         words, ledger = self._words, self._ledger
-        if words[NEXT_DUE] != NEVER:
-            now = time.time_ns() // 1_000_000
-            if words[NEXT_DUE] <= now:
-                ledger.expire(now)
-                self._retire()
+        self._let_fall_due()
         while words[RETURNED] and len(box) < limit:
             i = ledger.next_returned()
             if i < 0:
                 ledger.recount(self._control.head()[0])
                 continue
             self._take_entry(i, box, done, reserved, self._own_code)
+        if words[UNPUNCHED] >= BATCH:
+            self._tidy()
+
+    def is_due(self) -> bool:
+        """Whether a delay or a lease may have ended that nobody has looked after yet."""
+        due: int = self._words[NEXT_DUE]
+        return due != NEVER and due <= time.time_ns() // 1_000_000
+
+    def _let_fall_due(self) -> None:
+        """Under the head lock: what is due is back now, or a dead letter."""
+        if self.is_due():
+            self._ledger.expire(time.time_ns() // 1_000_000)
+            self._retire()
 
     def take_dead(self, box: list[Taken], limit: int, done: bool, reserved: int = 0) -> bool:
         """As `take`, from the dead letters."""
@@ -87,6 +96,7 @@ class Returned(Handle):
             self._tidy()
 
     def _fill_letters(self, box: list[Taken], limit: int, done: bool, reserved: int) -> None:
+        self._let_fall_due()
         i = self._ledger.next_dead()
         while i >= 0 and len(box) < limit:
             self._take_entry(i, box, done, reserved, self._own_code | DEAD_LENT)
@@ -114,8 +124,9 @@ class Returned(Handle):
             self._write_state(position, DONE_BYTE)
             ledger.free(i)
             return
-        if settle_state(state) == DONE:  # its holder died between the mark and the entry
-            ledger.free(i)
+        # What was read ahead may be older than its return: so look at the mark itself before believing it.
+        if settle_state(state) == DONE and settle_state(self._read_state(position)) == DONE:
+            ledger.free(i)  # its holder died between the mark and the entry
             return
         count = (ledger.count[i] & MAX_COUNT) + 1
         if self._max_deliveries:
@@ -132,18 +143,22 @@ class Returned(Handle):
         else:
             box.append((position, i, count | reserved, tag, enqueued, payload))
             ledger.count[i] = count | reserved
-            if self._lease_ms:
-                ledger.set_until(i, time.time_ns() // 1_000_000 + self._lease_ms)
+            # Without a lease too: who had it before may have extended his.
+            ledger.set_until(i, time.time_ns() // 1_000_000 + self._lease_ms if self._lease_ms else NEVER)
             self._words[self._lent_word] = 1
             ledger.change(i, code)
 
-    def _sort_out(self, box: list[Taken], state: bytes) -> None:
-        """Interrupted, and still under the lock: keep in the box what was taken, undo what was not; others may take it next."""
-        if not box:
+    def _sort_out(self, box: list[Taken], state: bytes, begun: int = 0) -> None:
+        """Interrupted, and still under the lock: keep in the box what was taken, undo what was not; others may take it next.
+
+        `begun`: so many were taken before under the lock, and nothing is to be sorted out about them. Who was interrupted on
+        the way to the lock has put in no others, and may not look into the ledger.
+        """
+        if len(box) == begun:
             return
         head = self._control.head()[0]
         kept, others = [], []
-        for taken in box:
+        for taken in box[begun:]:
             position, index = taken[:2]
             i = self._ledger.find(position, max(index, 0)) if position < head else -1
             if index >= 0:
@@ -153,7 +168,7 @@ class Returned(Handle):
                 others.append(position)
             else:
                 kept.append(taken)
-        box[:] = kept
+        box[begun:] = kept
         for position in others:  # it may be marked, but it has its place in the queue
             with suppress(OSError):  # a disk that refuses this has refused the mark
                 self._write_state(position, state)
@@ -173,6 +188,9 @@ class Returned(Handle):
 
     def _write_state(self, position: int, state: bytes) -> None:
         _os.pwrite(self._fd, state, position - self._head_base + STATE_OFFSET)
+
+    def _read_state(self, position: int) -> int:
+        return _os.pread(self._fd, 1, position - self._head_base + STATE_OFFSET)[0]
 
     def _write_due(self, position: int, due: int) -> None:
         _os.pwrite(self._fd, encode_due(due).to_bytes(8, "little"), position - self._head_base + DUE_OFFSET)

@@ -7,7 +7,9 @@ import json
 import pickle
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, Protocol
+from importlib import import_module
+from types import ModuleType
+from typing import Any, NamedTuple, Protocol, cast
 
 from durableq._headers import headers_of, with_headers, without_headers
 from durableq._record import TAG_BYTES, TAG_CUSTOM, TAG_HEADERS, TAG_JSON, TAG_PICKLE
@@ -51,6 +53,26 @@ class _Pickle:
     loads = staticmethod(pickle.loads)
 
 
+class ByName(NamedTuple):
+    """A module that is a serializer, on its way to another process: modules cannot be pickled."""
+
+    name: str
+
+    @classmethod
+    def of(cls, serializer: str | Serializer) -> str | Serializer | ByName:
+        """What can travel in place of a serializer."""
+        return cls(serializer.__name__) if isinstance(serializer, ModuleType) else serializer
+
+    def arrived(self) -> Serializer:
+        """The module."""
+        return cast(Serializer, import_module(self.name))
+
+
+def _as_bytes(payload: Any) -> bytes:
+    # As a buffer it may have items wider than a byte, and then its length is not what it takes.
+    return payload if type(payload) is bytes else bytes(memoryview(payload))
+
+
 _BY_NAME: dict[str, tuple[int, Serializer]] = {
     "pickle": (TAG_PICKLE, _Pickle()),
     "json": (TAG_JSON, _Json()),
@@ -78,7 +100,7 @@ class Codec:
             if not (callable(getattr(serializer, "dumps", None)) and callable(getattr(serializer, "loads", None))):
                 raise TypeError(f"serializer={serializer!r} has no dumps and loads")
             self.tag, own = TAG_CUSTOM, serializer
-        self.dumps = own.dumps
+        self.dumps = own.dumps if self.tag != TAG_CUSTOM else lambda item: _as_bytes(own.dumps(item))
         self.runs_code = self.tag == TAG_PICKLE
         self.takes_bytes = self.runs_code
         """Whether items of type `bytes` go as they are, with the tag of "bytes": the same item comes out, two copies less."""

@@ -120,6 +120,11 @@ class Settler(HeadEnd):
         self._finish(i, self._ledger.position[i])
         return True
 
+    @at_head
+    def went_away(self, position: int, index: int) -> bool:
+        """Whether an item that is not ours any more may have gone to another process, rather than been acked by this one."""
+        return self._lease_ms > 0 or self._ledger.find(position, index) >= 0
+
     def count_off(self) -> bool:
         """Count off an item that was done when this handle took it; False if there is none left. The file does not change.
 
@@ -163,8 +168,8 @@ class Settler(HeadEnd):
         elif delay > 0:
             due = time.time_ns() // 1_000_000 + int(delay * 1000)
             self._write_due(position, due)
+            ledger.set_until(i, due)  # first: a kill before it would leave an item that never falls due
             ledger.change(i, DELAYED_CODE)
-            ledger.set_until(i, due)
         else:
             ledger.change(i, RETURNED_CODE)
             _os.advise_needed(self._fd, position - self._head_base, ledger.size(i))
@@ -219,24 +224,25 @@ class Settler(HeadEnd):
         self._ledger.set_until(i, time.time_ns() // 1_000_000 + int(seconds * 1000))
         return True
 
-    def untake(self, box: list[Taken], dead_letter: bool = False) -> None:
-        """Give back what `take` put into the box as if it had not been delivered; what is back already is passed over.
+    def untake(self, box: list[Taken], dead_letter: bool = False, was_dead: bool = False) -> None:
+        """Give back what was put into the box as if it had not been delivered; what is back already is passed over.
 
-        `dead_letter`: put it with the dead letters instead (it cannot be decoded).
+        `dead_letter`: put it with the dead letters instead (it cannot be decoded). `was_dead`: that is where it was.
         """
         if not box:  # the disk may be so sick that even a look fails, and its error hides the one that we come from
             return
         self._check()
-        for _, _, _, tag, enqueued, payload in self._untake_locked(box, dead_letter):
-            self._append_again(encode_body(payload, tag, enqueued, self._salt))
+        dead_letter = dead_letter or was_dead
+        for _, _, _, tag, enqueued, payload in self._untake_locked(box, dead_letter, was_dead):
+            self._append_again(encode_body(payload, tag, enqueued, self._salt), dead_letter)
         self._news()
 
-    def _append_again(self, body: bytes) -> None:
+    def _append_again(self, body: bytes, dead_letter: bool) -> None:
         """Put an item back whose record is gone."""
         raise NotImplementedError
 
     @at_head
-    def _untake_locked(self, box: list[Taken], dead_letter: bool) -> list[Taken]:
+    def _untake_locked(self, box: list[Taken], dead_letter: bool, was_dead: bool) -> list[Taken]:
         ledger = self._ledger
         reader = Reader(self._fd, self._salt, self._head_base)
         head = self._control.head()[0]
@@ -249,6 +255,8 @@ class Settler(HeadEnd):
             if index < 0:
                 if i >= 0:
                     continue
+                if not was_dead:
+                    self._handed_out = max(0, self._handed_out - 1)
                 header = reader.header(position) if position - self._head_base >= SUPERBLOCK else None
                 if header is None or reader.payload(header) != payload:
                     gone.append(taken)  # its space was given back

@@ -18,7 +18,7 @@ program order, so each word says below what a death between two stores means. Wo
     PENDING, ..     reclaim         head + tail   a collapse of PENDING bytes from a file of _SIZE to BASE = _BASE was announced
     MAXSIZE         anybody         tail          the bound in force (0: none)
     NAMESPACE       who opens       cold          the pid namespace of all owners; 0: of different ones (see `_locks`)
-    SHUTDOWN        anybody         head          1: no more puts, 2: no more gets either; 0 again when nobody is left
+    SHUTDOWN        anybody         head          1: no more puts, 2: no more gets either; 0 again with the next ERA
     T_COMMIT        producers       tail          (appended records << 1 | flip): this one store publishes a put
     T_POS[2]        producers       tail          end of the published records is T_POS[flip]; the other one is scratch
     T_MARK          producers       tail          position at which the next tail checkpoint is due
@@ -44,6 +44,7 @@ program order, so each word says below what a death between two stores means. Wo
     DROPS DAMAGED.. consumers       head          counters, kept in the head checkpoint
     SLOTS           owners          head          no owner slot at or above it was ever taken
     COVERED         reclaim         head          1: not all that is dead is so by itself, so the next rewind must be synced
+    ERA             who opens       cold + head   how often the queue was opened anew while nobody had it open
     MOUNT           recovery        cold          the mount through which the queue was opened when these words were made
     *_WAITERS       anybody         head          sleepers: recounted from the owner slots when one of them dies
     *_WORD          anybody         none          the futex; changes with every wake
@@ -73,7 +74,7 @@ EPOCH, BASE, PENDING, PENDING_SIZE, PENDING_BASE, SHUTDOWN, MAXSIZE, NAMESPACE =
 T_COMMIT, T_POS, _, T_MARK, T_GEN, PUT_DELAYED, T_STATE, T_ROOM = range(40, 48)
 H_COMMIT, H_POS, _, H_STATE, H_LIMIT, H_GEN, SEEN_DELAYED, H_NEXT = range(48, 56)
 LIVE, LIVE_BYTES, RETURNED, DELAYED, DEAD, NEXT_DUE, REGION, UNPUNCHED = range(56, 64)
-PUNCHED, DROPS, DAMAGED, DAMAGED_BYTES, SLOTS, MOUNT, COVERED = range(64, 71)
+PUNCHED, DROPS, DAMAGED, DAMAGED_BYTES, SLOTS, MOUNT, COVERED, ERA = range(64, 72)
 GET_WAITERS, GET_WORD = 72, 73
 PUT_WAITERS, PUT_WORD = 80, 81
 JOIN_WAITERS, JOIN_WORD = 88, 89
@@ -158,9 +159,18 @@ class Control:
         return (words[T_COMMIT] >> 1) - (words[H_COMMIT] >> 1) + words[RETURNED] + words[DELAYED]
 
     def unfinished(self) -> int:
-        """Items that `join` waits for: waiting and lent, without the dead letters."""
+        """Items that `join` waits for: waiting and lent, without the dead letters; exact without any lock.
+
+        After `shutdown(immediate=True)` those that are lent: what comes back, or was about to be put, nobody can take.
+        """
         words = self.words
-        return (words[T_COMMIT] >> 1) - (words[H_COMMIT] >> 1) + words[LIVE] - words[DEAD]
+        while True:
+            taken, put = words[H_COMMIT], words[T_COMMIT]
+            lent_or_back = words[LIVE] - words[DEAD]
+            if words[SHUTDOWN] > 1:
+                return lent_or_back - words[RETURNED] - words[DELAYED]
+            if (words[H_COMMIT], words[T_COMMIT]) == (taken, put):  # else an item may be missing that moved on meanwhile
+                return (put >> 1) - (taken >> 1) + lent_or_back
 
     def close(self) -> None:
         """Unmap. The handle must not be used any more."""

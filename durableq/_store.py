@@ -26,6 +26,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 from durableq._checkpoint import DISTANCE, mark_head, mark_tail_synced
 from durableq._inspect import Inspector
@@ -60,8 +61,8 @@ _LOOK_ANYWAY = 1.0
 class Store(Inspector):
     """A queue of bytes on a spool file. See the module."""
 
-    def __init__(self, path: str, options: Options, *, sync: float | None, mode: int, create: bool, runs_code: bool) -> None:
-        super().__init__(path, options, sync=sync, mode=mode, create=create, runs_code=runs_code)
+    def __init__(self, path: str, options: Options, **how: Any) -> None:
+        super().__init__(path, options, **how)
         self.options = stored = self._spool.options
         self._max_bytes = stored.max_bytes
         self._drop_policy = stored.on_full == "drop_oldest"
@@ -139,13 +140,20 @@ class Store(Inspector):
                 look_at = now + _LOOK_ANYWAY
                 if self._look_around():
                     break
+            if self.is_due():
+                self._look_at_clock()
+                continue
             due = self._words[NEXT_DUE]
             seconds = min(deadline.left(), RECHECK if watchful else _IDLE * RECHECK)
-            if due != NEVER and condition is GET:
-                seconds = min(seconds, due / 1000 - time.time())
+            if due != NEVER:
+                seconds = min(seconds, max(0.001, due / 1000 - time.time()))
             if seconds <= 0:
                 break
             self._wakeup.sleep(condition, value, seconds)
+
+    @at_head
+    def _look_at_clock(self) -> None:
+        self._let_fall_due()
 
     @at_head
     def _lie_down(self, condition: Condition, asleep: list[Condition]) -> None:

@@ -12,7 +12,8 @@ from durableq import _os
 from durableq._checkpoint import mark_head, mark_tail
 from durableq._locks import NOBODYS, TAKEN, UNKNOWN
 from durableq._reclaim import BATCH
-from durableq._record import HEAD_SIZE, encode_head
+from durableq._record import DEAD as STATE_DEAD
+from durableq._record import HEAD_SIZE, READY, STATE_OFFSET, encode_head
 from durableq._settle import Settler
 from durableq._state import (
     BUSY,
@@ -48,12 +49,13 @@ class TailEnd(Settler):
     _max_bytes = 0
     _drop_policy = False
 
-    def append(self, bodies: Sequence[bytes], due: int = 0, *, may_retry: bool = True) -> int:
+    def append(self, bodies: Sequence[bytes], due: int = 0, *, may_retry: bool = True, again: int = 0) -> int:
         """Append records, all in one write; how many found room: the first ones, so 0 means full.
 
         Each body is what `encode_body` made, `due` the header's due field. When this returns, those items are in the queue
         and survive the death of every process; when it raises, none of them is. Raises ShutDown, and OSError from the disk;
         on a full disk only after (`may_retry`) the space of what is done already was given back and used.
+        `again`: one that was in the queue before, in this state: no bound and no shutdown keeps it out.
         """
         if self._unfit:
             self._check()
@@ -70,9 +72,9 @@ class TailEnd(Settler):
                 code = lock.wait(code)
             if words[T_STATE] != self._tail_calm:
                 self._see_tail()
-                if words[SHUTDOWN]:
+                if words[SHUTDOWN] and not again:
                     raise ShutDown
-            if words[MAXSIZE] or self._max_bytes:
+            if (words[MAXSIZE] or self._max_bytes) and not again:
                 bodies = self._fitting(bodies)
                 if not bodies:
                     return 0
@@ -80,6 +82,8 @@ class TailEnd(Settler):
             flip = commit & 1
             end = words[T_POS + flip]
             size = self._write(bodies[0], end, due) if len(bodies) == 1 else self._write_many(bodies, end)
+            if again == STATE_DEAD:
+                _os.pwrite(self._fd, bytes([again]), end - self._base + STATE_OFFSET)
             end += size
             if end > words[T_ROOM]:
                 words[T_ROOM] = end + self._write_ahead(end) if size < AHEAD else end
@@ -102,7 +106,7 @@ class TailEnd(Settler):
         if refused is not None:
             try:
                 if may_retry and refused.errno in (errno.ENOSPC, errno.EDQUOT) and self._found_room():
-                    return self.append(bodies, due, may_retry=False)
+                    return self.append(bodies, due, may_retry=False, again=again)
                 raise self._spool.disk_error(refused, "the item was not put") from refused
             finally:
                 refused = None  # else the exception and this frame keep each other alive, and with them our files
@@ -165,8 +169,10 @@ class TailEnd(Settler):
             _full()
         return end - position
 
-    def _append_again(self, body: bytes) -> None:
-        self.append((body,))
+    def _append_again(self, body: bytes, dead_letter: bool) -> None:
+        self.append((body,), again=STATE_DEAD if dead_letter else READY)
+        if dead_letter:
+            self._pass_letters()
 
     def _undo_append(self) -> None:
         """Nothing exists past the tail, not even for the next boot: cut off what an interrupted append left there."""

@@ -16,6 +16,8 @@ class Unacked:
     def __init__(self) -> None:
         self._one: tuple[int, int, int] | None = None
         """Older than all in the array: it is only filled when that is empty."""
+        self.acking: tuple[int, int, int] | None = None
+        """The item that the last ack was about. If that was interrupted, the next one finds it here again, and maybe done."""
         self._first = 0
         self._words = array("Q")  # two for each: position, and index << 16 | count
 

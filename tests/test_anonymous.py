@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import pickle
 import stat
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
 import pytest
+from processes import PATIENCE
 
 import durableq
 
@@ -121,3 +125,77 @@ def test_a_named_file_stays_when_it_is_closed(path):
         q.put("x")
     with durableq.Queue(path=path) as again:
         assert again.get(timeout=10) == "x"
+
+
+STARTS = """
+import multiprocessing, sys
+from multiprocessing.util import Finalize
+import durableq
+
+def work(q, begin):
+    begin.recv()
+    while (item := q.get()) is not None:
+        print("got", item, flush=True)
+
+def start_it(context, begin):
+    q = durableq.Queue()
+    process = context.Process(target=work, args=(q, begin))
+    process.start()
+    for item in (1, 2, None):
+        q.put(item)
+    print(q.path, flush=True)
+    return process, q
+
+if __name__ == "__main__":
+    context = multiprocessing.get_context(sys.argv[1])
+    begin, now = context.Pipe(duplex=False)
+    process, q = start_it(context, begin)
+    how = sys.argv[2]
+    if how == "closed":
+        q.close()
+        q.join_thread()
+    elif how == "forgotten":
+        del q
+    if how == "ended":
+        Finalize(None, now.send, args=(1,), exitpriority=0)  # the last thing before the children are joined
+    else:
+        now.send(1)
+        process.join()
+"""
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+@pytest.mark.parametrize("how", ["closed", "forgotten", "ended"])
+def test_its_files_stay_for_the_children_that_were_given_it(how, method, tmp_path):
+    """As multiprocessing's documentation has it: the producer closes its queue before it joins the consumer."""
+    program = tmp_path / "program.py"
+    program.write_text(STARTS)
+    done = subprocess.run([sys.executable, program, method, how], capture_output=True, text=True, timeout=PATIENCE)
+    path, *lines = done.stdout.splitlines()
+    assert (lines, done.stderr, done.returncode) == (["got 1", "got 2"], "", 0)
+    assert companions(path) == []
+    assert not os.path.exists(os.path.dirname(path))
+
+
+def test_its_files_are_gone_when_the_child_that_used_it_has_ended_before():
+    q = durableq.Queue()
+    process = multiprocessing.get_context("fork").Process(target=q.put, args=(1,))
+    process.start()
+    process.join(PATIENCE)
+    assert q.get(timeout=PATIENCE) == 1
+    q.close()
+    assert not os.path.exists(os.path.dirname(q.path))
+
+
+def test_files_that_stayed_for_children_go_with_the_next_queue():
+    context = multiprocessing.get_context("fork")
+    event = context.Event()
+    q = durableq.Queue()
+    process = context.Process(target=event.wait, args=(PATIENCE,))
+    process.start()
+    q.close()
+    assert os.path.exists(q.path)
+    event.set()
+    process.join(PATIENCE)
+    durableq.Queue().close()
+    assert not os.path.exists(os.path.dirname(q.path))

@@ -7,7 +7,7 @@ import time
 import pytest
 from processes import PATIENCE, until
 
-from durableq import DurableQueue, Empty
+from durableq import DurableQueue, Empty, Full
 from durableq._handle import Handle
 
 
@@ -129,3 +129,38 @@ def test_a_delayed_item_that_a_get_passed_by_is_delivered_when_it_is_due(q):
     q._store._look_at = float("inf")
     until(lambda: time.time() > due)
     assert q.get_many(2, block=False) == ["delayed", "c"]
+
+
+def test_who_is_killed_while_it_gives_back_with_a_delay_leaves_an_item_that_falls_due(start, path, q):
+    """Between any two stores to its entry: each call that stores is made the last one."""
+    for last in ("change", "set_until", "pwrite"):
+        q.put(last)
+        child = start(
+            f"""
+            from durableq import _os
+            q = DurableQueue(path)
+            delivery = q.reserve()
+            ledger = q._store._ledger
+            where, name = (_os, "pwrite") if {last!r} == "pwrite" else (ledger, {last!r})
+            real = getattr(where, name)
+            def once(*args):
+                real(*args)
+                os.kill(os.getpid(), signal.SIGKILL)
+            setattr(where, name, once)
+            delivery.nack(delay=0.01)
+            """,
+            path,
+        )
+        child.process.wait(PATIENCE)
+        assert q.get(timeout=PATIENCE) == last
+        q.task_done()
+    q.join()
+
+
+def test_an_item_that_falls_due_is_there_for_a_put_that_drops_the_oldest(open_queue):
+    q = open_queue(max_bytes=4096, on_full="drop_oldest")
+    with pytest.raises(Full):
+        while True:
+            q.put(b"x" * 400, False, delay=1)
+    q.put(b"y" * 400, timeout=PATIENCE)
+    assert q.stats().drops == 1

@@ -170,3 +170,22 @@ DurableQueue(path).close()
 """,
         "1m",
     )
+
+
+def test_the_ack_that_empties_a_large_ledger_needs_no_room(on_a_small_disk):
+    on_a_small_disk(
+        """
+q = DurableQueue(path, sync=None, serializer="bytes")
+q.put_many([b"x"] * 16_500)
+deliveries = q.reserve_many(16_500)
+with open(path + "-ballast", "wb", buffering=0) as ballast:
+    try:
+        while True:
+            ballast.write(bytes(4096))
+    except OSError:
+        pass
+for delivery in deliveries:
+    delivery.ack()
+assert q.stats().unfinished == 0
+"""
+    )

@@ -10,7 +10,7 @@ import psutil
 import pytest
 from processes import PATIENCE, until
 
-from durableq import Owner, Stats
+from durableq import DurableQueue, Owner, Stats
 
 
 def test_peek_shows_the_next_item_and_leaves_it(q):
@@ -199,3 +199,16 @@ def test_others_take_items_while_stats_looks_for_the_names_of_the_owners(q, open
     monkeypatch.setattr(psutil, "Process", process)
     q.stats()
     assert taken == ["x"]
+
+
+@pytest.mark.parametrize("look", [DurableQueue.qsize, DurableQueue.stats, DurableQueue.peek, lambda q: q.dead_letters.qsize()])
+def test_who_looks_finds_the_dead_letter_that_a_death_has_left(look, start, path, open_queue):
+    q = open_queue(max_deliveries=1)
+    q.put("x")
+    child = start("q = DurableQueue(path); q.get(); say('got'); hear()", path)
+    child.expect("got")
+    child.kill()
+    look(q)
+    assert (q.qsize(), q.dead_letters.qsize(), q.unfinished_tasks) == (0, 1, 0)
+    assert q.dead_letters.get(timeout=PATIENCE) == "x"
+    q.join()

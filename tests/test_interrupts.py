@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dis
+import gc
 import json
 import os
 import signal
@@ -16,7 +18,7 @@ import striking
 from processes import PATIENCE
 
 import durableq
-from durableq import DurableQueue, _os
+from durableq import DurableQueue, _handle, _os
 
 # The handler raises only while the queue is at work, so that the program's own lists stay true.
 INTERRUPTED = """
@@ -270,3 +272,66 @@ def test_an_interrupt_just_after_a_dead_holder_s_lock_was_taken_leaves_it_usable
     with pytest.raises(KeyboardInterrupt):
         left_locked._store._head.hold(lambda: None)
     others_go_on(left_locked)
+
+
+def test_an_interrupt_at_the_very_end_of_opening_closes_each_file_once(path, monkeypatch):
+    class Interrupting(type(_handle._open_handles)):
+        def __setitem__(self, key, value):
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_handle, "_open_handles", Interrupting())
+        with pytest.raises(KeyboardInterrupt):
+            DurableQueue(path)
+    with contextlib.ExitStack() as files:  # they get the numbers that are free now
+        mine = [files.enter_context(open(path.with_name(str(n)), "w")) for n in range(8)]
+        gc.collect()
+        for file in mine:
+            file.write("x")
+            file.flush()
+
+
+def test_an_interrupt_on_the_way_to_the_rest_of_a_batch_keeps_what_was_taken_before(open_queue):
+    """The compiled call takes three items and leaves the huge one; the ledger is laid out anew before its twin comes to it."""
+    q, other = open_queue(sync=None, serializer="bytes"), open_queue(sync=None, serializer="bytes")
+    q.put(b"first")
+    q.get()
+    q.task_done()
+    q.put_many([b"a", b"b", b"c"])
+    q.put(bytes(9 << 20))
+    store, theirs = q._store, other._store
+    locked, waits, interrupted = threading.Event(), threading.Event(), threading.Event()
+
+    def rebuild():
+        theirs._see_head()
+        theirs._ledger.rebuild()
+        theirs._leave_head()
+        locked.set()
+        waits.wait(PATIENCE)
+        os.kill(os.getpid(), signal.SIGINT)
+        interrupted.wait(PATIENCE)
+
+    def may_take():
+        del store.may_take
+        threading.Thread(target=lambda: theirs._head.hold(rebuild)).start()
+        locked.wait(PATIENCE)
+        return True
+
+    def wait(code, real=store._head.wait):
+        waits.set()
+        return real(code)
+
+    def interrupt(*_):
+        interrupted.set()
+        raise KeyboardInterrupt
+
+    store._look_at = float("inf")
+    store.may_take = may_take
+    store._head.wait = wait
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            q.get_many(10)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert other.stats().lent == 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from processes import PATIENCE
 
-from durableq import Empty
+from durableq import Empty, StaleDeliveryError
 
 
 def test_an_item_returns_when_its_lease_ends_although_its_holder_lives(open_queue, start, path):
@@ -110,3 +110,68 @@ def test_every_lease_that_ends_counts_as_a_delivery(open_queue):
 def test_a_lease_that_is_not_positive_raises_value_error(open_queue):
     with pytest.raises(ValueError, match="lease"):
         open_queue(lease=-1)
+
+
+def test_task_done_after_the_lease_ended_is_about_no_other_item(open_queue):
+    late, other = open_queue(lease=0.5), open_queue()
+    late.put_many([1, 2])
+    assert late.get_many(2) == [1, 2]
+    delivery = other.reserve(timeout=PATIENCE)
+    delivery.extend(60)
+    with pytest.raises(StaleDeliveryError):
+        late.task_done()  # meant for 1, which is somebody else's now
+    assert other.get(timeout=PATIENCE) == 2
+    with pytest.raises(StaleDeliveryError):
+        late.task_done()
+    assert other.stats().lent == 2
+
+
+def test_task_done_after_another_has_done_the_item_is_about_no_other_item(open_queue):
+    late, other = open_queue(lease=0.5), open_queue()
+    late.put_many([1, 2])
+    late.get_many(2)
+    other.reserve(timeout=PATIENCE).ack()
+    with pytest.raises(StaleDeliveryError):
+        late.task_done()
+    assert other.get(timeout=PATIENCE) == 2
+
+
+def test_an_extension_ends_with_its_delivery(open_queue):
+    """Without a lease, who has the item next has it for as long as it lives."""
+    first, second, third = open_queue(), open_queue(), open_queue()
+    first.put("x")
+    delivery = first.reserve()
+    delivery.extend(0.3)
+    delivery.nack()
+    delivery = second.reserve()
+    with pytest.raises(Empty):
+        third.get(timeout=0.6)
+    delivery.ack()
+
+
+def test_an_item_whose_last_lease_ended_is_a_dead_letter_for_who_waits_for_one(open_queue):
+    q = open_queue(lease=0.2, max_deliveries=1)
+    q.put("x")
+    q.get()
+    assert q.dead_letters.get(timeout=PATIENCE) == "x"
+
+
+def test_join_returns_when_an_item_becomes_a_dead_letter_by_the_end_of_its_lease(open_queue):
+    q, holder = open_queue(lease=0.2, max_deliveries=1), open_queue()
+    q.put("x")
+    holder.get()
+    q.join()
+    assert q.dead_letters.qsize() == 1
+
+
+def test_who_waits_for_a_dead_letter_sleeps_when_something_has_fallen_due(open_queue, monkeypatch):
+    q = open_queue()
+    q.put("x", delay=0.3)
+    with pytest.raises(Empty):
+        q.get(timeout=0)
+    looks = []
+    real = q._store.dead_letters
+    monkeypatch.setattr(q._store, "dead_letters", lambda: looks.append(1) or real())
+    with pytest.raises(Empty):
+        q.dead_letters.get(timeout=1)
+    assert len(looks) < 100

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import pickle
 import stat
 
 import pytest
-from processes import until
+from processes import PATIENCE, until
 
 from durableq import DurableQueue, Empty, OptionMismatchError
 
@@ -131,3 +133,17 @@ def test_a_number_that_cannot_be_stored_is_refused_by_name_before_there_is_a_fil
     with pytest.raises((TypeError, ValueError), match=f"^{name}="):
         DurableQueue(path, **options)
     assert not path.exists()
+
+
+def test_a_handle_whose_maxsize_was_assigned_travels_on(path, open_queue):
+    q = open_queue(maxsize=10)
+    q.maxsize = 20
+    with pickle.loads(pickle.dumps(q)) as there:
+        assert there.maxsize == 20
+    if (pid := os.fork()) == 0:
+        try:
+            q.put("from the child")
+        finally:
+            os._exit(0 if q.maxsize == 20 else 1)
+    assert os.waitpid(pid, 0)[1] == 0
+    assert q.get(timeout=PATIENCE) == "from the child"

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import array
 import contextlib
+import copy
 import json
+import marshal
+import pickle
 
 import pytest
 
-from durableq import DecodeError
+from durableq import DecodeError, DurableQueue
 
 
 class Touches:
@@ -198,3 +202,26 @@ def test_an_item_for_which_there_was_no_memory_goes_back_to_the_queue(open_queue
         q.get_nowait()
     assert q.stats().dead == 0
     assert q.get_nowait() == "large"
+
+
+class Doubles:
+    """Its buffers have items of eight bytes."""
+
+    dumps = staticmethod(lambda item: memoryview(array.array("d", item)))
+    loads = staticmethod(lambda data: array.array("d", data).tolist())
+
+
+@pytest.mark.parametrize("put", [lambda q, item: q.put(item), lambda q, item: q.put_many([item])])
+def test_a_buffer_takes_its_bytes_whatever_its_items_are(path, open_queue, put):
+    q, other = open_queue(serializer=Doubles), open_queue()
+    put(q, [1.0, 2.0, 3.0])
+    other.put("behind")
+    assert q.get() == [1.0, 2.0, 3.0]
+    assert other.get(timeout=0) == "behind"
+
+
+def test_a_module_travels_as_a_serializer(path):
+    with DurableQueue(path, serializer=marshal) as q, pickle.loads(pickle.dumps(q)) as there, copy.copy(q) as beside:
+        there.put([1, 2])
+        beside.put([3])
+        assert [q.get(), q.get()] == [[1, 2], [3]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import queue
 import sys
 import threading
@@ -9,7 +10,7 @@ import threading
 import pytest
 from processes import PATIENCE, until
 
-from durableq import ShutDown
+from durableq import DurableQueue, ShutDown
 
 
 def test_put_after_a_shutdown_raises(q):
@@ -207,3 +208,49 @@ def test_shut_down_is_the_standard_library_s_where_it_has_one():
         assert ShutDown is queue.ShutDown
     else:
         assert issubclass(ShutDown, Exception)
+
+
+def test_join_returns_after_an_immediate_shutdown_when_its_last_holder_is_killed(start, path, q):
+    q.put("x")
+    child = start("q = DurableQueue(path); q.get(); say('got'); hear()", path)
+    child.expect("got")
+    q.shutdown(immediate=True)
+    child.kill()
+    q.join()
+
+
+def test_join_returns_after_an_immediate_shutdown_when_its_last_item_is_given_back(q):
+    q.put("x")
+    delivery = q.reserve()
+    q.shutdown(immediate=True)
+    delivery.nack()
+    q.join()
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_who_was_given_the_queue_hears_of_its_shutdown_even_when_all_others_have_closed_it(method, path):
+    """It comes to use its handle only after that."""
+    context = multiprocessing.get_context(method)
+    begin, told = context.Event(), context.SimpleQueue()
+    q = DurableQueue(path)
+    process = context.Process(target=_drain_to_the_shutdown, args=(q, begin, told))
+    process.start()
+    q.put_many([1, 2])
+    q.shutdown()
+    q.close()
+    begin.set()
+    assert [told.get() for _ in range(3)] == [1, 2, "ShutDown"]
+    process.join(PATIENCE)
+    with DurableQueue(path) as again:  # with those who had it, it has ended
+        again.put(3)
+        assert again.get_nowait() == 3
+
+
+def _drain_to_the_shutdown(q, begin, told):
+    begin.wait(PATIENCE)
+    try:
+        while True:
+            told.put(q.get(timeout=PATIENCE))
+            q.task_done()
+    except Exception as error:
+        told.put(type(error).__name__)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import threading
 
 import pytest
-from processes import PATIENCE
+from processes import PATIENCE, until
 
 from durableq import _os
+from durableq._handle import Handle
 
 
 @pytest.mark.parametrize("sync", [0, 0.01, 1.0, 30, None])
@@ -80,19 +81,6 @@ def test_a_negative_interval_raises_value_error(open_queue):
         open_queue(sync=-1)
 
 
-def test_a_thread_that_cannot_be_started_leaves_the_queue_usable(path, open_queue, monkeypatch):
-    def refuse(thread):
-        raise RuntimeError("can't start new thread")
-
-    q = open_queue(sync=60)
-    with monkeypatch.context() as patch, pytest.raises(RuntimeError):
-        patch.setattr(threading.Thread, "start", refuse)
-        q.put("x")
-    q.put("y")
-    q.close()
-    assert open_queue().get_many(5) == ["x", "y"]
-
-
 @pytest.fixture
 def syncs(monkeypatch):
     """How often this process has synced by now."""
@@ -148,3 +136,41 @@ def test_who_buries_a_writer_and_is_killed_before_its_sync_leaves_it_to_the_next
     assert not syncs
     q._store.reap()
     assert len(syncs) == 1
+
+
+def test_where_no_thread_can_be_started_each_write_is_synced(open_queue, monkeypatch, syncs):
+    def refuse(thread):
+        raise RuntimeError("can't start new thread")
+
+    q = open_queue(sync=60)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        before = len(syncs)
+        q.put("x")
+        q.put("y")
+        assert len(syncs) == before + 2
+    q.put("z")
+    assert len(syncs) == before + 2
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_an_interrupt_while_the_thread_is_told_costs_no_sync(path, open_queue, monkeypatch, compiled):
+    monkeypatch.setattr(Handle, "compiled", compiled)
+    q = open_queue(sync=0.01, serializer="bytes")
+    q.put(b"first")
+    committer = q._store._committer
+    until(lambda: not committer.armed)
+    real = committer._wanted.set
+
+    def interrupted():
+        committer._wanted.set = real
+        raise KeyboardInterrupt
+
+    committer._wanted.set = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        q.put_many([b"x"])
+    synced = threading.Event()
+    fdatasync = _os.fdatasync
+    monkeypatch.setattr(_os, "fdatasync", lambda fd: (fdatasync(fd), synced.set()))
+    q.put_many([b"y"])
+    assert synced.wait(PATIENCE)

@@ -50,7 +50,8 @@ static PyObject *append(Ends *self, struct iovec *parts, int n_parts, uint8_t **
         words[T_STATE] |= BUSY; /* who has the tail next cuts it off; the twin may not come to that (an interrupt, a kill) */
     leave(self, TAIL_MUTEX);
     sleepers = written == (ssize_t)total ? words[GET_WAITERS] : 0; /* published first, looked for sleepers second */
-    if (sleepers && (commit >> 1) - (words[H_COMMIT] >> 1) < sleepers) { /* else they are all awake: see _wakeup.py */
+    int64_t waiting = (int64_t)((commit >> 1) - (words[H_COMMIT] >> 1)); /* below zero: taken before we came to look */
+    if (sleepers && waiting < (int64_t)sleepers) { /* else they are all awake: see _wakeup.py */
         words[GET_WORD] = (words[GET_WORD] + 1) & 0xFFFFFFFFu;
         syscall(SYS_futex, (void *)&words[GET_WORD], FUTEX_WAKE, (int)count, NULL, NULL, 0);
     }

@@ -256,6 +256,25 @@ again:
     return PyLong_FromLong(LEFT);
 }
 
+/* Up to Python 3.11 any allocation may collect garbage at once, and so run a finalizer that uses this very queue, under its lock.
+ * Later ones collect between two instructions of Python's. */
+#if PY_VERSION_HEX < 0x030C0000
+static int holders, was_collecting; /* under the GIL */
+static void hold_the_collector(void)
+{
+    if (!holders++)
+        was_collecting = PyGC_Disable();
+}
+static void release_the_collector(void)
+{
+    if (!--holders && was_collecting)
+        PyGC_Enable();
+}
+#else
+static void hold_the_collector(void) {}
+static void release_the_collector(void) {}
+#endif
+
 static PyObject *fast_take(Ends *self, PyObject *const *args, Py_ssize_t nargs)
 {
     if (nargs != 5 || !PyList_CheckExact(args[0]) || unusable(self))
@@ -266,5 +285,8 @@ static PyObject *fast_take(Ends *self, PyObject *const *args, Py_ssize_t nargs)
         PyErr_Clear(); /* more than anybody has */
         return PyLong_FromLong(LEFT);
     }
-    return take(self, args[0], limit, done, reserved, args[4] == Py_True);
+    hold_the_collector();
+    PyObject *did = take(self, args[0], limit, done, reserved, args[4] == Py_True);
+    release_the_collector();
+    return did;
 }

@@ -26,7 +26,7 @@ import threading
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from typing import Any, NamedTuple
 
 from durableq._headers import with_headers
@@ -86,6 +86,8 @@ class Engine(ABC):
         self._guard = threading.RLock()
         self._held: dict[int, _Held] = {}
         self._serial = 0
+        self._lost = 0
+        """The last item that was found to be held by somebody else."""
         self._beater: threading.Thread | None = None
         self._ended = threading.Event()
         _in_use.add(self)
@@ -105,10 +107,13 @@ class Engine(ABC):
             self._start_beating()
         return bool(box)
 
-    def untake(self, box: list[Taken], dead_letter: bool = False) -> None:
-        """As `Store.untake`."""
+    def untake(self, box: list[Taken], dead_letter: bool = False, was_dead: bool = False) -> None:
+        """As `Store.untake`; the engine of dead letters has its own for its own."""
         for position, index, count, tag, enqueued, payload in box:
-            if index < 0:
+            if index < 0 and dead_letter and not was_dead:
+                with closing(self.dead_letters()) as letters:
+                    letters.append([Body(payload, tag, enqueued)])
+            elif index < 0:
                 self.append([Body(payload, tag, enqueued)])
             elif dead_letter:
                 self.reject(position, index, count)
@@ -133,6 +138,10 @@ class Engine(ABC):
     def ack(self, position: int, index: int, count: int) -> bool:
         """It is done."""
         return self._settle(position, self._ack)
+
+    def went_away(self, position: int, index: int) -> bool:
+        """As `Store.went_away`."""
+        return self._lost == position
 
     def ack_oldest(self) -> bool:
         """The oldest item that was lent by `get` to this process is done; False if there is none.
@@ -166,6 +175,8 @@ class Engine(ABC):
         self.check()
         held = self._held.get(position)
         done = held is not None and change(held.token)
+        if held is not None and not done:
+            self._lost = position
         self._held.pop(position, None)  # after the change: it may raise, and can then be tried again
         return done
 

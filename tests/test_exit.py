@@ -1,0 +1,103 @@
+"""How a process ends in order with its queues open: nobody in it finds them closed, and what it wrote is on the disk."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+
+import pytest
+from processes import PATIENCE
+
+from durableq import DurableQueue
+
+
+def run(program, *arguments):
+    """Run a program to its end in order; what it printed."""
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program), *map(str, arguments)], capture_output=True, text=True, timeout=PATIENCE
+    )
+    assert (done.stderr, done.returncode) == ("", 0)
+    return done.stdout.splitlines()
+
+
+def test_a_daemon_thread_that_waits_is_left_waiting(path):
+    for _ in range(5):
+        run(
+            """
+            import sys, threading
+            from durableq import DurableQueue
+            q = DurableQueue(sys.argv[1])
+            def work():
+                while True:
+                    q.get()
+                    q.task_done()
+            threading.Thread(target=work, daemon=True).start()
+            for n in range(30):
+                q.put(n)
+            q.join()
+            """,
+            path,
+        )
+
+
+def test_threads_of_a_child_work_on_to_their_end(tmp_path):
+    program = tmp_path / "program.py"
+    program.write_text(textwrap.dedent("""
+        import multiprocessing, threading
+        import durableq
+        def loop(q, told):
+            told.put("here")
+            for item in iter(q.get, None):
+                print("got", item, flush=True)
+        def child(q, told):
+            q.qsize()  # it is open before the process comes to its end
+            threading.Thread(target=loop, args=(q, told)).start()
+        if __name__ == "__main__":
+            context = multiprocessing.get_context("fork")
+            q, told = durableq.Queue(), context.SimpleQueue()
+            process = context.Process(target=child, args=(q, told))
+            process.start()
+            told.get()
+            for item in (1, 2, None):
+                q.put(item)
+            process.join()
+        """))
+    done = subprocess.run([sys.executable, program], capture_output=True, text=True, timeout=PATIENCE)
+    assert (done.stdout.splitlines(), done.stderr, done.returncode) == (["got 1", "got 2"], "", 0)
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("writes", ["already", "never"])
+def test_a_handler_at_exit_can_put_and_it_is_synced(path, when, writes):
+    """Registered before durableq was imported it comes after the handles have been left."""
+    told = run(
+        f"""
+        import atexit, sys
+        def last():
+            q.put("last")
+            print(len(syncs) > 0)
+        if {when!r} == "before":
+            atexit.register(last)
+        from durableq import DurableQueue, _os
+        syncs = []
+        real = _os.fdatasync
+        _os.fdatasync = lambda fd: (syncs.append(fd), real(fd))
+        q = DurableQueue(sys.argv[1])
+        if {writes!r} == "already":
+            q.put("first")
+        if {when!r} == "after":
+            atexit.register(last)
+        """,
+        path,
+    )
+    if when == "before":
+        assert told == ["True"]
+    with DurableQueue(path) as q:
+        assert q.get_many(5)[-1] == "last"
+
+
+def test_what_was_held_goes_back_at_once(path, q):
+    q.put("x")
+    run("import sys; from durableq import DurableQueue; q = DurableQueue(sys.argv[1]); q.get()", path)
+    assert q.get_nowait() == "x"
