@@ -153,7 +153,7 @@ CASES = [
         Found(ready("w1", again=("l1",))),
         Found((("l1", 3), ("w1", 1))),
         expired,
-        options={"lease": 0.001},
+        options={"lease": 60},
         shifts=True,
     ),
     Case(
