@@ -106,6 +106,13 @@ def test_what_no_message_can_be_made_of_goes_to_the_dead_letters_and_the_rest_go
     assert "no field 'user'" in next(iter(failures.read(q).values())).reason
 
 
+def test_what_json_has_no_number_for_goes_to_the_dead_letters_and_the_rest_goes_on(q, target):
+    q.put_many([{"n": float("nan")}, [float("inf")], -float("inf"), {"n": 1e300}])
+    assert durableq.forward(q, target.url, drain=True) == (1, 3)
+    assert [one.value for one in target.arrived()] == [b'{"n":1e+300}']
+    assert all("not JSON compliant" in story.reason for story in failures.read(q).values())
+
+
 def test_what_the_engine_refuses_goes_to_the_dead_letters_and_the_rest_goes_on(q, target):
     large = b"x" * (target.largest + 1)
     q.put_many([b"a", b"b", large, b"c", b"d"])

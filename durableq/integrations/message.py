@@ -1,6 +1,6 @@
 """What an item becomes on its way out: a Message, made by a Shape.
 
-    the value     the item: bytes as they are, str as UTF-8, everything else as JSON
+    the value     the item: bytes as they are, str as UTF-8, everything else as JSON (which has no NaN and no Infinity)
     the id        `Delivery.id`: the same each time the item is sent, so that a consumer can drop what it has seen
     key           what the engine partitions by
     headers       names with values, beside the value; what travels with the item itself (a trace context) is among them
@@ -28,7 +28,7 @@ Headers = Mapping[str, str] | Iterable[str] | Callable[[Any], Mapping[str, Any]]
 
 _NO_HEADERS: dict[str, bytes] = {}
 BYTES, _TEXT, _JSON = "application/octet-stream", "text/plain", "application/json"
-_to_json = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
+_to_json = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode
 
 
 class UnsendableError(Exception):
