@@ -52,6 +52,14 @@ def test_an_element_of_a_list_may_be_an_envelope_with_the_id(q, redis_server, re
         ]
 
 
+def test_in_an_envelope_a_header_may_have_any_name(q, redis_server, redis_url):
+    q.put({"id": "mine", "value": 1})
+    durableq.forward(q, f"{redis_url}?list=jobs&envelope=json", drain=True, headers=["id", "value"])
+    with redis_server.client() as client:
+        (element,) = map(json.loads, client.lrange("jobs", 0, -1))
+    assert element["headers"] == {"id": "mine", "value": "1"} and element["id"] != "mine"
+
+
 def test_what_is_no_text_does_not_fit_into_an_envelope(q, redis_server, redis_url):
     q.put_many([b"\xff", b"a"])
     assert durableq.forward(q, f"{redis_url}?list=jobs&envelope=json", drain=True) == (1, 1)

@@ -29,7 +29,10 @@ from durableq.integrations._urls import split
 from durableq.integrations.message import BYTES, Message
 from durableq.integrations.sinks.base import AwayError, Parcel, Sink
 
-__all__ = ["AmqpSink"]
+__all__ = ["HEADERS", "AmqpSink"]
+
+HEADERS = frozenset({"tag", "at", "key", "x-delivery-count"})
+"""Headers of a message that are durableq's own, here or in `durableq.connect`, or the broker's count of deliveries."""
 
 _WORDS = {"queue", "exchange", "routing_key"}
 CONNECT_PATIENCE = 5.0
@@ -39,6 +42,8 @@ PATIENCE = 30.0
 
 class AmqpSink(Sink):
     """A queue or an exchange of an AMQP broker; `url` as `durableq.integrations._urls` has it."""
+
+    reserved = HEADERS
 
     def __init__(self, url: str, queue: str = "") -> None:
         self._kombu = need("kombu", "kombu")

@@ -46,6 +46,8 @@ class KafkaSink(Sink):
     item names its own.
     """
 
+    reserved = frozenset({ID_HEADER})
+
     def __init__(self, url: str, config: dict[str, Any] | None = None) -> None:
         self._kafka = need("confluent_kafka", "kafka")
         parts = urlsplit(url)
