@@ -109,6 +109,13 @@ def test_a_function_s_header_under_a_name_of_durableq_s_own_makes_its_item_a_dea
     assert all("under another one" in story.reason for story in failures.read(q).values())
 
 
+def test_names_that_are_no_text_are_made_text_and_what_cannot_be_sent_as_text_is_a_dead_letter(q, target):
+    q.put_many([7, "\udc80", 8])
+    assert durableq.forward(q, target.url, drain=True, value=lambda item: "x", headers=lambda item: {item: "x"}) == (2, 1)
+    assert [one.headers for one in target.arrived()] == [{"7": b"x"}, {"8": b"x"}]
+    assert "UnicodeEncodeError" in next(iter(failures.read(q).values())).reason
+
+
 def test_what_travels_under_a_name_of_durableq_s_own_makes_its_item_a_dead_letter(q, target):
     names = iter(["fine", *target.reserved])
     q._carry(lambda: {next(names): "x"})

@@ -9,6 +9,7 @@ from engines.kafka_mock import PRODUCE, TOO_LARGE, UNKNOWN_TOPIC
 from processes import until
 
 import durableq
+from durableq import failures
 
 
 @pytest.fixture
@@ -168,6 +169,13 @@ def test_a_topic_may_be_left_to_the_items(q, kafka):
     assert kafka_values(kafka, "a") == [b'{"to":"a"}']
 
 
+def test_a_topic_that_can_be_none_for_kafka_makes_its_item_a_dead_letter_and_the_rest_goes_on(q, kafka):
+    kafka.tell("topic", "a")
+    q.put_many(["a", "a\0b", "a"])
+    assert durableq.forward(q, f"kafka://127.0.0.1:{kafka.port}", drain=True, topic=str) == (2, 1)
+    assert q.dead_letters.peek() == ["a\0b"]
+
+
 def test_an_item_without_a_topic_goes_to_the_dead_letters(q, kafka):
     q.put("a")
     assert durableq.forward(q, f"kafka://127.0.0.1:{kafka.port}", drain=True) == (0, 1)
@@ -222,6 +230,15 @@ def test_what_no_queue_is_bound_for_goes_to_the_dead_letters(q, rabbitmq, channe
     assert durableq.forward(q, amqp_url(rabbitmq, "exchange=loose"), drain=True, topic=str) == (2, 1)
     assert q.dead_letters.peek() == ["no"]
     assert len(drained(channel, "bound")) == 2
+
+
+@pytest.mark.parametrize("part", ["topic", "headers"])
+def test_a_name_that_is_too_long_for_amqp_makes_its_item_a_dead_letter_and_the_rest_goes_on(q, rabbitmq, part):
+    shapes = {"topic": str, "headers": lambda item: {item: "x"}}
+    q.put_many(["short", "l" * 256, "e" * 255])
+    assert durableq.forward(q, amqp_url(rabbitmq, "queue=lengths"), drain=True, **{part: shapes[part]}) == (2, 1)
+    assert q.dead_letters.peek() == ["l" * 256]
+    assert "AMQP has 255 bytes for a name" in next(iter(failures.read(q).values())).reason
 
 
 def test_a_queue_that_is_deleted_meanwhile_is_declared_again(q, rabbitmq, channel, forwarder):

@@ -85,7 +85,7 @@ class Shape:
                 content_type,
                 None if key is None else _encoded(key)[0],
                 self._headers_of(delivery) if self._headers or delivery.headers else _NO_HEADERS,
-                None if topic is None else str(topic),
+                None if topic is None else _name(topic),
             )
         except Exception as exc:  # the functions are the user's: whatever they raise concerns this one item
             raise UnsendableError(f"no message can be made of it ({type(exc).__name__}: {exc})") from exc
@@ -94,7 +94,7 @@ class Shape:
         own = self._headers(delivery.item) if self._headers else {}
         found = {**delivery.headers, **own}
         _check_names(found, self._reserved)
-        return {name: _encoded(value)[0] for name, value in found.items()}
+        return {_name(name): _encoded(value)[0] for name, value in found.items()}
 
 
 def _encoded(value: Any) -> tuple[bytes, str]:
@@ -103,6 +103,13 @@ def _encoded(value: Any) -> tuple[bytes, str]:
     if isinstance(value, str):
         return value.encode(), _TEXT
     return _to_json(value).encode(), _JSON
+
+
+def _name(name: Any) -> str:
+    """A topic, or the name of a header, as text that can be encoded. Raises UnicodeEncodeError: clients crash over others."""
+    text = str(name)
+    text.encode()
+    return text
 
 
 def _part(part: Part | None) -> Callable[[Any], Any] | None:
