@@ -27,14 +27,13 @@ from durableq import DurableQueue, _os
 
 ITEM = b"x" * 100
 RECORD = b"x" * 152
-SECONDS = 1.0
 SLOW = 0.005
 
 
-def raw(folder: Path, start: Barrier, counts: multiprocessing.Queue[int], slow: bool) -> None:
+def raw(folder: Path, start: Barrier, counts: multiprocessing.Queue[int], slow: bool, seconds: float) -> None:
     fd = os.open(folder / "raw", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     start.wait()
-    n, end = 0, time.perf_counter() + SECONDS
+    n, end = 0, time.perf_counter() + seconds
     while time.perf_counter() < end:
         os.write(fd, RECORD)
         os.fdatasync(fd)
@@ -42,7 +41,7 @@ def raw(folder: Path, start: Barrier, counts: multiprocessing.Queue[int], slow: 
     counts.put(n)
 
 
-def producer(folder: Path, start: Barrier, counts: multiprocessing.Queue[int], slow: bool) -> None:
+def producer(folder: Path, start: Barrier, counts: multiprocessing.Queue[int], slow: bool, seconds: float) -> None:
     if slow:
         sync = _os.fdatasync
 
@@ -53,7 +52,7 @@ def producer(folder: Path, start: Barrier, counts: multiprocessing.Queue[int], s
         _os.fdatasync = slow_sync
     queue = DurableQueue(folder / "q.dq", sync=0)
     start.wait()
-    n, end = 0, time.perf_counter() + SECONDS
+    n, end = 0, time.perf_counter() + seconds
     while time.perf_counter() < end:
         queue.put(ITEM)
         n += 1
@@ -72,28 +71,29 @@ SUBJECTS = {
 WANTED = [("sync=0 1", "raw 1", 0.85), ("sync=0 8", "raw 8", 1.0), ("sync=0 8", "sync=0 1", 2.0), ("slow 8", "slow 1", 6.0)]
 
 
-def once(name: str, directory: str | None) -> float:
+def once(name: str, directory: str | None, seconds: float) -> float:
     work, processes, slow = SUBJECTS[name]
     with tempfile.TemporaryDirectory(dir=directory) as folder:
         start, counts = multiprocessing.Barrier(processes), multiprocessing.Queue()
         workers = [
-            multiprocessing.Process(target=work, args=(Path(folder), start, counts, slow)) for _ in range(processes)
+            multiprocessing.Process(target=work, args=(Path(folder), start, counts, slow, seconds)) for _ in range(processes)
         ]
         for worker in workers:
             worker.start()
         total = sum(counts.get() for _ in workers)
         for worker in workers:
             worker.join()
-    return total / SECONDS
+    return total / seconds
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dir", help="folder on the disk to measure (default: that of temporary files)")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=1.0, help="how long each of them puts in a round (1)")
     options = parser.parse_args()
     print(f"{environment(Path(options.dir or tempfile.gettempdir()))}, items of {len(ITEM)} B")
-    rounds = [{name: once(name, options.dir) for name in SUBJECTS} for _ in range(options.rounds)]
+    rounds = [{name: once(name, options.dir, options.seconds) for name in SUBJECTS} for _ in range(options.rounds)]
     median = {name: statistics.median(r[name] for r in rounds) for name in SUBJECTS}
     for name, rate in median.items():
         print(f"{name:10} {rate:10,.0f} puts/s")

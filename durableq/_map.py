@@ -150,7 +150,11 @@ class Map:
         """The kinds and what they are called, with the numbers of items."""
         counts = self.layout.counts
         items = (Kind.DEAD, Kind.LENT, Kind.BACK, Kind.WAITING)
-        return [(k, f"{counts.get(k, 0)} {k.label}" if k in items else k.label) for k in Kind]
+        return [(k, _counted(counts.get(k, 0), k) if k in items else k.label) for k in Kind]
+
+
+def _counted(number: int, kind: Kind) -> str:
+    return f"{number} {kind.label.removesuffix('s') if number == 1 else kind.label}"
 
 
 def as_text(map: Map, columns: int, *, unicode: bool, colours: bool) -> list[str]:

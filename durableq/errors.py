@@ -1,7 +1,8 @@
 """Everything durableq raises, by whose fault it is.
 
     DurableQError
-    |-- of the caller:      BadURLError, ClosedError, OptionMismatchError, StaleDeliveryError, UnsupportedError
+    |-- of the caller:      BadURLError, ClosedError, OptionMismatchError, ReservedNameError, StaleDeliveryError,
+    |                       UnsupportedError
     |-- of the file:        NotASpoolError, NewerFormatError, DamagedError, SpoolReplacedError
     |-- of the item:        DecodeError
     |-- of the environment: InsecureSpoolError, NetworkFilesystemError, PoisonedError, PoolError, TooManyOwnersError
@@ -33,6 +34,7 @@ __all__ = [
     "OptionMismatchError",
     "PoisonedError",
     "PoolError",
+    "ReservedNameError",
     "ShutDown",
     "SpoolReplacedError",
     "StaleDeliveryError",
@@ -66,6 +68,10 @@ class ClosedError(DurableQError, ValueError):
 
 class OptionMismatchError(DurableQError, ValueError):
     """An option contradicts the one stored in the spool when it was created."""
+
+
+class ReservedNameError(DurableQError, ValueError):
+    """A header has a name under which the messages of this engine have something else."""
 
 
 class StaleDeliveryError(DurableQError, ValueError):

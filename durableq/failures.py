@@ -13,7 +13,8 @@ A story belongs to an item by `Delivery.id`; if an item has several (it was redr
 What a crash leaves. The story is written first and the item becomes a dead letter after it: killed in between, the item is
 delivered again and the story of a living item is passed over by `read`, until `sweep` drops it. What fails to be written (a
 full disk) costs the story and never the item: a dead letter without a story is one whose story is not known. A line is
-one append under the queue's cold lock; a line that does not read as JSON (a torn one, after a power cut) is passed over.
+one append under the queue's cold lock; a line that does not read as JSON (a torn one, after a power cut) is passed over. A
+sweep takes the place of the file as a whole, or leaves it as it was.
 
 Nothing here is unpickled: the item is kept as a short text, for people.
 """
@@ -27,6 +28,7 @@ import os
 import reprlib
 import socket
 import time
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -108,8 +110,15 @@ def latest(queue: DurableQueue, id: str) -> Failure | None:
 
 
 def sweep(queue: DurableQueue) -> int:
-    """Drop the stories of items that are no dead letters (any more), but not those of the last minute; how many."""
-    return under_cold_lock(queue.path, lambda: _sweep_locked(queue))
+    """Drop the stories of items that are no dead letters (any more), but not those of the last minute; how many.
+
+    A disk that cannot take those that stay is logged as a warning, and all stay.
+    """
+    try:
+        return under_cold_lock(queue.path, lambda: _sweep_locked(queue))
+    except OSError as error:
+        _log.warning("%s: stories of items that are gone stay there until the next sweep, %s", _file(queue), error)
+        return 0
 
 
 def short(item: Any) -> str:
@@ -143,8 +152,12 @@ def _append_locked(queue: DurableQueue, line: bytes) -> None:
         if not size:
             os.fchmod(fd, mode)  # whatever the umask says, as for the spool
         if size > max(SWEEP_FROM, 2 * _swept(os.pread(fd, 256, 0))):
-            _sweep_locked(queue)
-            return _append_locked(queue, line)  # to the file that took the place of this one
+            try:
+                _sweep_locked(queue, rewrite=True)  # which notes how long it is, even if nothing is dropped
+            except OSError:
+                pass  # there may be room for a line and not for a second file
+            else:
+                return _append_locked(queue, line)  # to the file that took the place of this one
         if size and os.pread(fd, 1, size - 1) != b"\n":
             line = b"\n" + line  # the line before was torn by a power cut or a full disk: it must not spoil this one
         if os.write(fd, line) < len(line):
@@ -175,19 +188,30 @@ def _stories(queue: DurableQueue) -> list[Failure]:
     return list(latest.values())
 
 
-def _sweep_locked(queue: DurableQueue) -> int:
+def _sweep_locked(queue: DurableQueue, *, rewrite: bool = False) -> int:
     try:
         before = _stories(queue)
         dead, now = queue.dead_letters.ids(), time.time()
         kept = [told for told in before if told.id in dead or told.time > now - FRESH]
-        text = b"".join(json.dumps(asdict(told)).encode() + b"\n" for told in kept)
         mode = os.stat(_file(queue)).st_mode & 0o666
     except FileNotFoundError:
         return 0
+    if rewrite or len(kept) < len(before):
+        _replace(queue, kept, mode)
+    return len(before) - len(kept)
+
+
+def _replace(queue: DurableQueue, stories: Iterable[Failure], mode: int) -> None:
+    """Write these stories in the place of the file. Raises OSError, and then it is as it was."""
+    text = b"".join(json.dumps(asdict(told)).encode() + b"\n" for told in stories)
     fresh = f"{_file(queue)}.new"
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
-    with open(os.open(fresh, flags, mode), "wb") as file:
-        os.fchmod(file.fileno(), mode)
-        file.write(json.dumps({"swept": len(text)}).encode() + b"\n" + text)
-    os.replace(fresh, _file(queue))  # as a whole: killed here, the old stories or the new ones are there
-    return len(before) - len(kept)
+    try:
+        with open(os.open(fresh, flags, mode), "wb") as file:
+            os.fchmod(file.fileno(), mode)
+            file.write(json.dumps({"swept": len(text)}).encode() + b"\n" + text)
+        os.replace(fresh, _file(queue))  # as a whole: killed here, the old stories or the new ones are there
+    except OSError:
+        with suppress(OSError):
+            os.unlink(fresh)
+        raise

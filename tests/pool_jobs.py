@@ -9,8 +9,11 @@ import pickle
 import re
 import subprocess
 import sys
+import threading
 import time
+from enum import IntEnum
 from pathlib import Path
+from types import ModuleType
 
 from durableq.pool import Backoff
 
@@ -74,6 +77,19 @@ def do_log(text):
     logging.getLogger("jobs").warning(text)
 
 
+def do_log_extra(what):
+    logging.getLogger("jobs").warning("from the worker", extra={"about": EXTRAS[what](), "request": 7})
+
+
+def do_log_at(level):
+    logging.getLogger("jobs").log(level, "from the worker")
+
+
+def do_log_garbage(_):
+    """Send the pool what is no log record."""
+    logging.getLogger().handlers[0].queue.send(b"no record")
+
+
 def do_tell(where):
     """Append this process's pid to a file, and the delivery to count."""
     with open(where, "a") as file:
@@ -127,6 +143,49 @@ def not_picklable(item):
 
 async def coroutine(item):
     return item
+
+
+class ApiError(Exception):
+    """Pickles and does not unpickle, as every exception that has other arguments than its class takes."""
+
+    def __init__(self, code, body):
+        super().__init__(f"{code}: {body}")
+
+
+class Shy:
+    """Does not let itself be shown."""
+
+    def __repr__(self):
+        raise RuntimeError("no")
+
+
+class Level(IntEnum):
+    NOTICE = 25
+
+
+def one_of_a_class_of_this_process():
+    here = sys.modules["only_in_this_process"] = ModuleType("only_in_this_process")
+    exec("class Local:\n    __repr__ = lambda self: 'a local one'", vars(here))
+    return here.Local()
+
+
+def a_list_in_itself():
+    found = ["first"]
+    found.append(found)
+    return found
+
+
+EXTRAS = {
+    "unpickle": lambda: ApiError(503, "busy"),
+    "import": one_of_a_class_of_this_process,
+    "pickle": threading.Lock,
+    "show": Shy,
+    "nest": a_list_in_itself,
+    "inside": lambda: {"errors": (ApiError(503, "busy"), 1.5, None, True), Level.NOTICE: ["as", "it", "is"]},
+    "long": lambda: "x" * 1_000_000,
+    "many": lambda: [f"{n:030000}" for n in range(100)],
+}
+"""What a function may give its log record as `extra`."""
 
 
 class Bomb:

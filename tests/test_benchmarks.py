@@ -5,13 +5,15 @@ from __future__ import annotations
 import multiprocessing
 import os
 import re
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
 from benchmarks import __main__ as program
-from benchmarks import messages, stage
+from benchmarks import durable, growth, messages, stage
 from benchmarks.common import Failed, medians, percentile, take_turns
 from benchmarks.matrix import TARGETS, WORKS, Target
 from benchmarks.peers import memory, own
@@ -327,3 +329,27 @@ def test_a_readme_without_the_marks_is_refused_before_anything_is_measured(capsy
     with pytest.raises(SystemExit):
         program.main(["--readme"])
     assert f"put the lines {BEGIN} and {END}" in capsys.readouterr().err
+
+
+# -- the other programs ------------------------------------------------------------------------------------------------
+
+
+PROGRAMS = {
+    "growth": ("--scale 0.001 --rounds 1 --burst 10", list(growth.SCENARIOS)),
+    "durable": ("--rounds 1 --seconds 0.05", list(durable.SUBJECTS)),
+    "shell": ("--rounds 1 --lines 1000 --mib 1", ["loop", "put", "get", "cat", "put block", "get raw"]),
+    "idle": ("--consumers 1 --seconds 0.2", ["get() on an empty queue", "time.sleep(0.1) in a loop"]),
+}
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_a_program_has_a_line_for_every_subject_and_its_exit_code_says_whether_all_holds(tmp_path, name):
+    options, subjects = PROGRAMS[name]
+    command = [sys.executable, "-m", f"benchmarks.{name}", *options.split()]
+    done = subprocess.run(command, cwd=ROOT, env={**os.environ, "TMPDIR": str(tmp_path)}, capture_output=True, text=True)
+    assert re.match(r"\d+ CPUs.*Python 3\.\d+", done.stdout), done.stderr
+    for subject in subjects:
+        assert re.search(rf"^{re.escape(subject)} +[\d.,]+ ", done.stdout, re.MULTILINE), (subject, done.stdout, done.stderr)
+    assert done.returncode == (1 if re.search("MISSED|does not hold", done.stdout) else 0), done.stdout
+    assert done.stderr == ""
+    assert list(tmp_path.iterdir()) == []

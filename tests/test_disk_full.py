@@ -148,6 +148,91 @@ with DurableQueue(path) as again:
     )
 
 
+NO_ROOM = """
+import subprocess
+from durableq import failures
+from durableq.failures import Failure
+
+folder = os.path.dirname(path)
+q = DurableQueue(path, sync=None)
+for item in ("bad", "good"):
+    q.put(item)
+delivery = q.reserve()
+failures.reject(q, delivery, "no such customer")
+id = delivery.id
+
+def gone():
+    failures.note(q, Failure("an item that is gone", "told long ago", "", 1, 0.0, "here", 1, "'x'"))
+
+def fill():
+    with open(folder + "/ballast", "wb", buffering=0) as ballast:
+        try:
+            while True:
+                ballast.write(bytes(4096))
+        except OSError:
+            pass
+
+def durableq(*arguments):
+    done = subprocess.run([sys.executable, "-m", "durableq", *arguments], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert not os.path.exists(path + "-failures.new")
+    return done
+"""
+
+
+def test_a_pool_whose_dead_letters_have_their_stories_starts_and_works_on_a_full_disk(on_a_small_disk):
+    on_a_small_disk(
+        NO_ROOM
+        + """
+fill()
+assert "-failures" not in durableq("work", path, "builtins:repr", "--until-empty").stderr
+assert q.stats().unfinished == 0 and id in failures.read(q)
+"""
+    )
+
+
+def test_a_pool_that_cannot_sweep_on_a_full_disk_says_so_and_works_and_the_stories_stay(on_a_small_disk):
+    on_a_small_disk(
+        NO_ROOM
+        + """
+gone()
+fill()
+said = durableq("work", path, "builtins:repr", "--until-empty").stderr
+assert path + "-failures: stories of items that are gone stay there" in said and "No space left" in said, said
+assert q.stats().unfinished == 0 and id in failures.read(q) and failures.latest(q, "an item that is gone")
+"""
+    )
+
+
+def test_a_purge_of_the_dead_letters_on_a_full_disk_says_how_many(on_a_small_disk):
+    on_a_small_disk(
+        NO_ROOM
+        + """
+gone()
+fill()
+done = durableq("purge", "--dead", path)
+assert done.stdout == "1 dead letter thrown away\\n", done.stdout
+assert path + "-failures: stories" in done.stderr
+assert q.stats().dead == 0 and q.get_nowait() == "good"
+"""
+    )
+
+
+def test_a_story_that_fits_is_told_though_there_is_no_room_to_sweep_before(on_a_small_disk):
+    on_a_small_disk(
+        NO_ROOM
+        + """
+failures.SWEEP_FROM = 10_000
+while os.stat(path + "-failures").st_size <= failures.SWEEP_FROM:
+    gone()
+fill()
+failures.note(q, Failure.now(id, 2, "'bad'", "failed again"))
+assert failures.read(q)[id].reason == "failed again"
+assert not os.path.exists(path + "-failures.new")
+"""
+    )
+
+
 def test_a_queue_that_cannot_be_created_names_the_file(on_a_small_disk):
     on_a_small_disk(
         """

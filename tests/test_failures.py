@@ -96,6 +96,15 @@ def test_a_sweep_drops_the_stories_of_items_that_are_gone_and_keeps_the_others(q
     assert gone not in failures.read(q) and kept in failures.read(q)
 
 
+def test_a_sweep_with_nothing_to_drop_leaves_the_file_as_it_is(q, path, monkeypatch):
+    monkeypatch.setattr(failures, "FRESH", 0.0)
+    fail(q)
+    before = path.with_name("q.dq-failures").stat()
+    assert failures.sweep(q) == 0
+    after = path.with_name("q.dq-failures").stat()
+    assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+
 def test_a_sweep_leaves_stories_alone_whose_items_are_just_being_rejected(q, path):
     q.put("x")
     delivery = q.reserve(timeout=0)
@@ -124,7 +133,7 @@ def test_a_file_of_living_stories_is_not_swept_again_and_again(q, path, monkeypa
     monkeypatch.setattr(failures, "SWEEP_FROM", 4096)
     sweeps = []
     sweep = failures._sweep_locked
-    monkeypatch.setattr(failures, "_sweep_locked", lambda queue: sweeps.append(1) or sweep(queue))
+    monkeypatch.setattr(failures, "_sweep_locked", lambda *args, **options: sweeps.append(1) or sweep(*args, **options))
     told = [fail(q, n) for n in range(200)]
     assert list(failures.read(q)) == told
     assert len(sweeps) < 6
@@ -174,7 +183,8 @@ def test_the_file_is_as_private_as_the_spool_whatever_the_umask_and_so_it_stays(
         q = open_queue(mode=mode, serializer="json")
         fail(q)
         assert path.with_name("q.dq-failures").stat().st_mode & 0o777 == mode
-        failures.sweep(q)
+        q.redrive()
+        assert failures.sweep(q) == 1
         assert path.with_name("q.dq-failures").stat().st_mode & 0o777 == mode
     finally:
         os.umask(umask)

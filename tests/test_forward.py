@@ -7,7 +7,7 @@ from engines.targets import KafkaTarget, RabbitTarget, RedisTarget
 from processes import until
 
 import durableq
-from durableq import failures
+from durableq import ReservedNameError, failures
 
 
 @pytest.fixture(params=["kafka", "redis", "rabbitmq"])
@@ -76,10 +76,10 @@ def test_value_key_and_headers_come_from_fields_of_the_item(q, target):
 def test_value_key_and_headers_come_from_functions_of_the_item(q, target):
     q.put(7)
     durableq.forward(
-        q, target.url, drain=True, value=lambda n: {"double": 2 * n}, key=lambda n: f"k{n}", headers=lambda n: {"n": n}
+        q, target.url, drain=True, value=lambda n: {"double": 2 * n}, key=lambda n: f"k{n}", headers=lambda n: {"h": n}
     )
     (one,) = target.arrived()
-    assert (one.value, one.key, one.headers) == (b'{"double":14}', b"k7", {"n": b"7"})
+    assert (one.value, one.key, one.headers) == (b'{"double":14}', b"k7", {"h": b"7"})
 
 
 def test_what_travels_with_an_item_goes_along_as_headers(q, target):
@@ -87,6 +87,41 @@ def test_what_travels_with_an_item_goes_along_as_headers(q, target):
     q.put_many([b"a", {"user": "ada"}])
     durableq.forward(q, target.url, drain=True)
     assert [one.headers for one in target.arrived()] == [{"traceparent": b"00-1-2-03"}] * 2
+
+
+def test_a_header_under_a_name_of_durableq_s_own_is_refused_before_anything_is_taken(q, target):
+    q.put(dict.fromkeys(target.reserved, "x"))
+    for name in target.reserved:
+        for headers in ([name], {name: name}):
+            with pytest.raises(ReservedNameError, match=f"header '{name}': .* send it under another one .*NAME=FIELD"):
+                durableq.forward(q, target.url, drain=True, headers=headers)
+    assert [one.deliveries for one in q.peek_deliveries(2)] == [0]
+    durableq.forward(q, target.url, drain=True, headers={f"its-{name}": name for name in target.reserved})
+    (one,) = target.arrived()
+    assert one.headers == {f"its-{name}": b"x" for name in target.reserved}
+
+
+def test_a_function_s_header_under_a_name_of_durableq_s_own_makes_its_item_a_dead_letter(q, target):
+    q.put_many(["fine", *target.reserved, "fine too"])
+    assert durableq.forward(q, target.url, drain=True, headers=lambda name: {name: "x"}) == (2, len(target.reserved))
+    assert [one.headers for one in target.arrived()] == [{"fine": b"x"}, {"fine too": b"x"}]
+    assert q.dead_letters.peek(10) == list(target.reserved)
+    assert all("under another one" in story.reason for story in failures.read(q).values())
+
+
+def test_names_that_are_no_text_are_made_text_and_what_cannot_be_sent_as_text_is_a_dead_letter(q, target):
+    q.put_many([7, "\udc80", 8])
+    assert durableq.forward(q, target.url, drain=True, value=lambda item: "x", headers=lambda item: {item: "x"}) == (2, 1)
+    assert [one.headers for one in target.arrived()] == [{"7": b"x"}, {"8": b"x"}]
+    assert "UnicodeEncodeError" in next(iter(failures.read(q).values())).reason
+
+
+def test_what_travels_under_a_name_of_durableq_s_own_makes_its_item_a_dead_letter(q, target):
+    names = iter(["fine", *target.reserved])
+    q._carry(lambda: {next(names): "x"})
+    q.put_many(["a"] * (1 + len(target.reserved)))
+    assert durableq.forward(q, target.url, drain=True) == (1, len(target.reserved))
+    assert [one.headers for one in target.arrived()] == [{"fine": b"x"}]
 
 
 def test_a_topic_of_its_own_sends_an_item_elsewhere(q, target):
@@ -104,6 +139,13 @@ def test_what_no_message_can_be_made_of_goes_to_the_dead_letters_and_the_rest_go
     assert [one.value for one in target.arrived()] == [b"a", b"c"]
     assert q.dead_letters.peek() == [{"nobody": "b"}]
     assert "no field 'user'" in next(iter(failures.read(q).values())).reason
+
+
+def test_what_json_has_no_number_for_goes_to_the_dead_letters_and_the_rest_goes_on(q, target):
+    q.put_many([{"n": float("nan")}, [float("inf")], -float("inf"), {"n": 1e300}])
+    assert durableq.forward(q, target.url, drain=True) == (1, 3)
+    assert [one.value for one in target.arrived()] == [b'{"n":1e+300}']
+    assert all("not JSON compliant" in story.reason for story in failures.read(q).values())
 
 
 def test_what_the_engine_refuses_goes_to_the_dead_letters_and_the_rest_goes_on(q, target):
@@ -266,5 +308,3 @@ def test_what_a_lease_would_take_back_is_kept_while_the_engine_is_away(open_queu
     until(lambda: q.stats().unfinished == 0)
     assert running.finish() == (11, 0)
     assert values(target.arrived()) == items
-
-

@@ -101,6 +101,17 @@ def test_key_header_value_and_topic_are_fields_of_the_item(q, make_redis, comman
     assert fields == {b"value": b"hello", b"key": b"ada", b"kind": b"login", b"what": b"hello"}
 
 
+@pytest.mark.parametrize(
+    ("url", "name"),
+    [("redis://localhost/0/x", "id"), ("amqp://localhost/?queue=x", "tag"), ("kafka://localhost/x", "durableq-id")],
+)
+def test_a_header_under_a_name_of_durableq_s_own_is_told_in_one_line_with_what_to_do(q, capsys, url, name):
+    q.put({name: 1})
+    assert main(["forward", q.path, url, "--drain", "--header", name]) == 2
+    assert re.fullmatch(rf"durableq: header '{name}': .*\(--header NAME=FIELD, or .*\n", capsys.readouterr().err)
+    assert q.stats().ready == 1
+
+
 def test_a_part_may_be_a_function_of_a_module_in_this_folder(q, make_redis, command, path):
     server = make_redis()
     (path.parent / "shapes.py").write_text("def shout(item):\n    return item.upper()\n")

@@ -72,10 +72,12 @@ def test_a_traceback_goes_along(logger, q):
 
 
 def test_what_json_has_no_word_for_goes_as_text(logger, q):
-    logger().info("x", extra={"path": os.sep, "what": {1, 2}, "nested": {"a": [None]}, "odd": object})
+    extra = {"path": os.sep, "what": {1, 2}, "nested": {"a": [None]}, "odd": object, "share": float("nan"), "seconds": 0.5}
+    logger().info("x", extra=extra)
     fields = q.get()
     assert (fields["path"], fields["what"], fields["nested"]) == ("/", "{1, 2}", {"a": [None]})
     assert fields["odd"] == "<class 'object'>"
+    assert (fields["share"], fields["seconds"]) == ("nan", 0.5)
 
 
 def test_records_survive_the_process_that_is_killed_right_after_them(path, q, start):

@@ -344,37 +344,6 @@ def test_what_ends_a_pool_in_its_block_is_raised_by_the_block(tmp_path, pool):
     (tmp_path / "q.dq").unlink()
 
 
-# -- what is logged ----------------------------------------------------------------------------------------------------
-
-
-def test_each_event_is_one_line_of_the_log(q, pool, caplog):
-    caplog.set_level(logging.INFO)
-    q.put_many([1, ("raise", "two\nlines"), ("exit", 7)])
-    pool(max_deliveries=2).run(until_empty=True)
-    lines = [record.getMessage() for record in caplog.records if record.name == "durableq.pool"]
-    assert not any("\n" in line for line in lines)
-    for words in ("1 workers on", "failed, again in 0.0 s: ValueError: two lines", "is a dead letter after delivery 2"):
-        assert sum(words in line for line in lines) == 1, (words, lines)
-    assert sum("ended with exit code 7, with item" in line for line in lines) == 2
-    assert "stopped: 1 items done, 2 attempts failed, 2 dead letters" in lines[-1]
-    assert "is done" not in "".join(lines), "that is for DEBUG"
-
-
-def test_what_a_function_logs_goes_to_the_handlers_of_the_pool(q, pool, caplog):
-    q.put(("log", "from the worker"))
-    pool().run(until_empty=True)
-    (record,) = [record for record in caplog.records if record.name == "jobs"]
-    assert record.getMessage() == "from the worker"
-    assert record.process != os.getpid()
-
-
-def test_a_very_long_log_line_is_cut_and_not_lost(q, pool, caplog):
-    q.put(("log", "x" * 1_000_000))
-    pool().run(until_empty=True)
-    (record,) = [record for record in caplog.records if record.name == "jobs"]
-    assert record.getMessage().startswith("xxx") and len(record.getMessage()) < 100_000
-
-
 # -- what is refused ---------------------------------------------------------------------------------------------------
 
 

@@ -218,11 +218,20 @@ def test_the_map_shows_to_scale_what_lies_where(stretched):
     assert drawn.rindex("L") * cell <= 4096 + 3000 * 1048 < (drawn.rindex("L") + 1) * cell
     assert set(drawn[drawn.index(">") + 1 : drawn.index("<")]) == {"#"}
     assert drawn[: drawn.index(">")].count(".") * cell > 3_000_000
-    assert "1 dead letters" in text and "2 lent" in text and "4000 waiting" in text
+    assert "1 dead letter " in text and "2 lent" in text and "4000 waiting" in text
 
 
 def test_the_map_of_an_empty_queue_is_small(shell):
     assert set(cells(shell.out("durableq put q.dq </dev/null; durableq map --ascii q.dq").decode())) <= set("S|-.><")
+
+
+@pytest.mark.parametrize(("number", "words"), [(0, "0 dead letters"), (1, "1 dead letter"), (2, "2 dead letters")])
+def test_the_map_counts_dead_letters_in_proper_words(shell, number, words):
+    with DurableQueue(shell.folder / "q.dq") as q:
+        q.put_many("ab")
+        for delivery in q.reserve_many(2)[:number]:
+            delivery.reject()
+    assert f" {words}  " in shell.out("durableq map --ascii q.dq").decode()
 
 
 def test_the_map_has_block_characters_where_they_can_be_written_and_plain_ones_elsewhere(stretched):

@@ -9,6 +9,7 @@ from engines.kafka_mock import PRODUCE, TOO_LARGE, UNKNOWN_TOPIC
 from processes import until
 
 import durableq
+from durableq import failures
 
 
 @pytest.fixture
@@ -50,6 +51,14 @@ def test_an_element_of_a_list_may_be_an_envelope_with_the_id(q, redis_server, re
             {"id": ids[0], "value": "a", "key": "1", "headers": {"h": "x"}},
             {"id": ids[1], "value": {"n": 1, "who": "ada"}, "key": "2", "headers": {"h": "x"}},
         ]
+
+
+def test_in_an_envelope_a_header_may_have_any_name(q, redis_server, redis_url):
+    q.put({"id": "mine", "value": 1})
+    durableq.forward(q, f"{redis_url}?list=jobs&envelope=json", drain=True, headers=["id", "value"])
+    with redis_server.client() as client:
+        (element,) = map(json.loads, client.lrange("jobs", 0, -1))
+    assert element["headers"] == {"id": "mine", "value": "1"} and element["id"] != "mine"
 
 
 def test_what_is_no_text_does_not_fit_into_an_envelope(q, redis_server, redis_url):
@@ -160,6 +169,13 @@ def test_a_topic_may_be_left_to_the_items(q, kafka):
     assert kafka_values(kafka, "a") == [b'{"to":"a"}']
 
 
+def test_a_topic_that_can_be_none_for_kafka_makes_its_item_a_dead_letter_and_the_rest_goes_on(q, kafka):
+    kafka.tell("topic", "a")
+    q.put_many(["a", "a\0b", "a"])
+    assert durableq.forward(q, f"kafka://127.0.0.1:{kafka.port}", drain=True, topic=str) == (2, 1)
+    assert q.dead_letters.peek() == ["a\0b"]
+
+
 def test_an_item_without_a_topic_goes_to_the_dead_letters(q, kafka):
     q.put("a")
     assert durableq.forward(q, f"kafka://127.0.0.1:{kafka.port}", drain=True) == (0, 1)
@@ -214,6 +230,15 @@ def test_what_no_queue_is_bound_for_goes_to_the_dead_letters(q, rabbitmq, channe
     assert durableq.forward(q, amqp_url(rabbitmq, "exchange=loose"), drain=True, topic=str) == (2, 1)
     assert q.dead_letters.peek() == ["no"]
     assert len(drained(channel, "bound")) == 2
+
+
+@pytest.mark.parametrize("part", ["topic", "headers"])
+def test_a_name_that_is_too_long_for_amqp_makes_its_item_a_dead_letter_and_the_rest_goes_on(q, rabbitmq, part):
+    shapes = {"topic": str, "headers": lambda item: {item: "x"}}
+    q.put_many(["short", "l" * 256, "e" * 255])
+    assert durableq.forward(q, amqp_url(rabbitmq, "queue=lengths"), drain=True, **{part: shapes[part]}) == (2, 1)
+    assert q.dead_letters.peek() == ["l" * 256]
+    assert "AMQP has 255 bytes for a name" in next(iter(failures.read(q).values())).reason
 
 
 def test_a_queue_that_is_deleted_meanwhile_is_declared_again(q, rabbitmq, channel, forwarder):

@@ -8,7 +8,7 @@ import sys
 from durableq import failures
 from durableq._leases import Taken
 from durableq._queue import DurableQueue
-from durableq.cli._command import DONE, FAILED, Command, existing_spool, spool_argument
+from durableq.cli._command import DONE, FAILED, Command, counted, existing_spool, spool_argument
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,12 +20,13 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 def _run(options: argparse.Namespace) -> int:
     with DurableQueue(existing_spool(options.path), serializer="bytes") as queue:
         count = queue.dead_letters.qsize() if options.dead else queue.qsize()
-        what = "dead letters" if options.dead else "items"
-        if count and not options.yes and sys.stdin.isatty() and not _agrees(f"throw away {count} {what} of {queue.path}?"):
+        what = "dead letter" if options.dead else "item"
+        question = f"throw away {counted(count, what)} of {queue.path}?"
+        if count and not options.yes and sys.stdin.isatty() and not _agrees(question):
             print("nothing was thrown away")
             return FAILED
         removed = _purge_dead(queue) if options.dead else queue.purge()
-    print(f"{removed} {what} thrown away")
+    print(f"{counted(removed, what)} thrown away")
     return DONE
 
 

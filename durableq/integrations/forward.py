@@ -83,12 +83,13 @@ def forward(
 
     While the engine is away it tries again, for as long as it takes, ever more slowly (up to 30 seconds). What the engine
     refuses for good, and what no message can be made of, goes to the dead letters. What it does is told to the logger
-    "durableq.forward". Raises BadURLError, MissingExtraError, and OSError from the queue's disk; then too, nothing is lost.
+    "durableq.forward". Raises BadURLError, MissingExtraError, ReservedNameError (a header has a name that is durableq's own
+    there), and OSError from the queue's disk; then too, nothing is lost.
     """
     if batch < 1 or in_flight < 1:
         raise ValueError("'batch' and 'in_flight' must be at least 1")
-    shape = Shape(value=value, key=key, headers=headers, topic=topic)
     target = open_sink(sink) if isinstance(sink, str) else sink
+    shape = Shape(value=value, key=key, headers=headers, topic=topic, reserved=target.reserved)
     own = None if isinstance(queue, DurableQueue) else DurableQueue(queue)
     try:
         source = own if own is not None else queue

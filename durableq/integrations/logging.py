@@ -101,10 +101,10 @@ class DurableHandler(logging.Handler):
 
 def _speakable(value: Any) -> Any:
     """The value if JSON has a word for it, else its text."""
-    if value is None or isinstance(value, (str, int, float)):
+    if value is None or isinstance(value, (str, int)):
         return value
     try:
-        json.dumps(value)
+        json.dumps(value, allow_nan=False)
     except (TypeError, ValueError):
         return str(value)
     return value

@@ -71,7 +71,8 @@ class WorkerPool:
     progress        a stream that shows what the pool is doing, if it is a terminal (`sys.stderr`, say)
     sync, serializer  of the queue, as for DurableQueue
 
-    One line for each event goes to the logger "durableq.pool", and what workers log goes to the pool's handlers.
+    One line for each event goes to the logger "durableq.pool", and what workers log goes to the pool's handlers; what is not
+    built in among its extras (an exception, say) goes there as its repr.
     """
 
     def __init__(

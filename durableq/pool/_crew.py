@@ -8,11 +8,9 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from logging import LogRecord, makeLogRecord
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.context import BaseContext
-from pickle import loads
 
 from durableq._progress import Holder
 from durableq.pool._keeper import HELD_BACK
@@ -87,15 +85,15 @@ class Member:
             return Holder(self.pid, f"worker {self.number}", None, 0, 0.0)
         return Holder(self.pid, f"worker {self.number}", self.cell.item, self.cell.fields.deliveries, now - since)
 
-    def records(self) -> Iterator[LogRecord]:
-        """What it has logged since the last time."""
+    def messages(self) -> Iterator[bytes]:
+        """What it has sent since the last time: log records, for `unpacked`."""
         while not self.deaf:
             message = receive(self.end)
             if message is None:
                 return
             self.deaf = not message
             if message:
-                yield makeLogRecord(loads(message))
+                yield message
 
     # -- what is done to it --------------------------------------------------------------------------------------------
 

@@ -17,7 +17,7 @@ outlives the worker:
 A socket pair that keeps messages whole, so that a worker killed in the middle of one leaves none by halves:
 
     pool to worker   NOW: give back what you have, and end. The end of the stream: the pool is dead
-    worker to pool   log records
+    worker to pool   log records, of built-in types only: what they mention may be of a class that the pool cannot import
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ import pickle
 import signal
 import socket
 import time
-from logging import LogRecord
+from logging import LogRecord, makeLogRecord
 from logging.handlers import QueueHandler
 from multiprocessing import reduction
 from typing import Any
 
-from durableq.failures import LONGEST
+from durableq.failures import LONGEST, short
 
 NOW = b"now"
 NOT_DECODED = "an item that was not decoded"
@@ -45,7 +45,10 @@ ASK = signal.SIGUSR2
 
 _WORDS = 4096
 _OURS = os.path.join("durableq", "pool", "_worker.py")
-_LONGEST_LOG = 60_000
+_LONGEST_LOG = 40_000
+"""Characters that are kept of a log record's message, and of each text among its extras."""
+_LARGEST_LOG = 200_000
+"""Bytes of a record on its way; Linux lets a socket send few more. A message of 4 bytes a character fits."""
 
 
 class _Layout(ctypes.Structure):
@@ -162,16 +165,46 @@ class Forwarder(QueueHandler):
         super().__init__(end)  # type: ignore[arg-type]
 
     def enqueue(self, record: LogRecord) -> None:
-        """Send it; `prepare` has made its message a string before."""
-        if len(record.msg) > _LONGEST_LOG:
-            record.msg = record.message = record.msg[:_LONGEST_LOG] + " ..."
-        self.queue.send(pickle.dumps(record.__dict__))  # type: ignore[attr-defined]
+        """Send it; `prepare` has made its message a string before. If it is too large as a whole, it loses its extras."""
+        fields = {name: _plain(value) for name, value in vars(record).items()}
+        fields["message"] = fields["msg"]  # one object, which is pickled once
+        packed = pickle.dumps(fields)
+        if len(packed) > _LARGEST_LOG:
+            packed = pickle.dumps({name: fields[name] for name in vars(makeLogRecord({})) if name in fields})
+        self.queue.send(packed)  # type: ignore[attr-defined]
+
+
+def _plain(value: Any) -> Any:
+    """What is built in as it is, anything else as its repr, and of long texts the beginning. Never fails."""
+    try:
+        return _copied(value)
+    except Exception:  # it contains itself, another thread changes it, or its repr fails
+        return short(value)[:_LONGEST_LOG]
+
+
+def _copied(value: Any) -> Any:
+    if value is None or isinstance(value, bool):
+        return value
+    for kind in (int, float):
+        if isinstance(value, kind):  # also of a class of its own: an enumeration of levels, say
+            return kind(value)
+    if type(value) is dict:
+        return {_copied(name): _copied(one) for name, one in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(map(_copied, value))
+    text = str(value) if isinstance(value, str) else repr(value)
+    return text if len(text) <= _LONGEST_LOG else text[:_LONGEST_LOG] + " ..."
+
+
+def unpacked(message: bytes) -> LogRecord:
+    """The log record that a Forwarder has sent. What is none raises any exception."""
+    return makeLogRecord(pickle.loads(message))
 
 
 def receive(end: socket.socket) -> bytes | None:
     """A message that is there, b"" at the end of the stream, None if there is none now."""
     try:
-        return end.recv(1 << 18, socket.MSG_DONTWAIT)
+        return end.recv(_LARGEST_LOG, socket.MSG_DONTWAIT)
     except BlockingIOError:
         return None
     except ConnectionError:

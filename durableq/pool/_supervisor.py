@@ -31,7 +31,7 @@ from durableq._progress import Display, Holder, Watch
 from durableq.errors import PoolError
 from durableq.failures import Failure
 from durableq.pool._crew import Member
-from durableq.pool._link import NOW
+from durableq.pool._link import NOW, unpacked
 from durableq.pool._settings import Settings
 
 _log = logging.getLogger("durableq.pool")
@@ -174,10 +174,15 @@ class Supervisor:
                 self._note_bad_start(f"could not be started ({error})")
 
     def _forward_logs(self, member: Member) -> None:
-        for record in member.records():
-            logger = logging.getLogger(record.name)
-            if logger.isEnabledFor(record.levelno):
-                logger.handle(record)
+        for message in member.messages():
+            try:
+                record = unpacked(message)
+                logger = logging.getLogger(record.name)
+                if logger.isEnabledFor(record.levelno):
+                    logger.handle(record)
+            except Exception as error:  # of what came, or of a user's filter: no reason to end the pool
+                why = f"{type(error).__name__}: {error}"
+                _log.warning("a log record of %s is lost, it cannot be read or handled: %s", member.name, why)
 
     def _hold_to_the_limits(self) -> None:
         now = time.monotonic()

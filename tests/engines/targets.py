@@ -25,6 +25,8 @@ class Target(Protocol):
 
     largest: int
     """Bytes of the largest message that it takes."""
+    reserved: tuple[str, ...]
+    """Names that no header can have."""
     proxy: Proxy
     url: str
 
@@ -44,6 +46,7 @@ class RedisTarget:
     """A stream."""
 
     largest = 1 << 20
+    reserved = "id", "value", "key", "tag", "at", "n"
     options = ("--proto-max-bulk-len", "1mb")
 
     def __init__(self, server: RedisServer, proxy: Proxy) -> None:
@@ -77,6 +80,7 @@ class RabbitTarget:
     """A durable queue."""
 
     largest = 1_000_000
+    reserved = "tag", "at", "key", "x-delivery-count"
 
     def __init__(self, broker: RabbitMQ, proxy: Proxy) -> None:
         self.broker, self.proxy = broker, proxy
@@ -127,6 +131,7 @@ class KafkaTarget:
     """A topic with one partition."""
 
     largest = 1_000_000
+    reserved = ("durableq-id",)
 
     def __init__(self, proxy: Proxy) -> None:
         self.proxy = proxy

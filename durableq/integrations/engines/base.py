@@ -35,7 +35,7 @@ from durableq._record import TAG_HEADERS
 from durableq._wakeup import Deadline
 from durableq.errors import ClosedError, DurableQError, UnsupportedError
 
-__all__ = ["Body", "Engine", "Fetched"]
+__all__ = ["Body", "Engine", "Fetched", "as_text", "number"]
 
 
 class Body(NamedTuple):
@@ -63,6 +63,20 @@ class Fetched(NamedTuple):
     id: str
     deliveries: int
     body: Body
+
+
+def number(value: Any) -> int | None:
+    """A number in a message; None if there is none, or something else, since somebody else has sent it."""
+    try:
+        found = int(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return found if 0 <= found < 1 << 63 else None
+
+
+def as_text(value: Any) -> str:
+    """What stands in a message, as text, whatever it is."""
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
 
 
 class _Held(NamedTuple):

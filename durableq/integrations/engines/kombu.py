@@ -7,6 +7,9 @@ them, with publisher confirms (`AmqpSink`); elsewhere a put is done when kombu's
 (`basic_get`), so that a process never has more than it asked for. What a dead process held comes back by the broker: at
 once on AMQP, where its connection was its life; after the transport's visibility timeout on others.
 
+Messages that somebody else has sent are read too: the body is the payload in the serializer of this handle. A message is
+durableq's own if it has headers `tag` and `at` that are numbers; in others these are headers like any.
+
 A connection that is lost takes with it all that was lent over it: it goes to others, and settling it here is too late.
 """
 
@@ -22,9 +25,9 @@ from urllib.parse import urlsplit
 from durableq.errors import BadURLError, UnreachableError
 from durableq.integrations._extras import need
 from durableq.integrations._urls import split
-from durableq.integrations.engines.base import Body, Engine, Fetched
+from durableq.integrations.engines.base import Body, Engine, Fetched, as_text, number
 from durableq.integrations.message import BYTES, Message
-from durableq.integrations.sinks.amqp import AmqpSink
+from durableq.integrations.sinks.amqp import HEADERS, AmqpSink
 from durableq.integrations.sinks.base import AwayError, Parcel
 
 __all__ = ["KombuEngine"]
@@ -33,8 +36,6 @@ HEARTBEAT = 30.0
 CONNECT_PATIENCE = 5.0
 _SHORTEST, _LONGEST = 0.001, 0.1
 """Seconds between two looks of who waits for an item."""
-_OURS = {"tag", "at", "key"}
-"""Headers of a message that are not the item's."""
 _abandoned: list[Any] = []
 """Connections of the parent of this process. Nobody closes them here: that would tell the broker that the parent is gone."""
 
@@ -95,7 +96,6 @@ class KombuEngine(Engine):
         if self._sink is None:
             self._channel.queue_declare(self._name, durable=True, auto_delete=False)
         self._producer = self._kombu.Producer(self._channel)
-        self._queue = self._kombu.Queue(self._name, channel=self._channel)
 
     @contextmanager
     def _reaching(self) -> Iterator[None]:
@@ -183,7 +183,7 @@ class KombuEngine(Engine):
         while True:
             with self._reaching():
                 found: list[Fetched] = []
-                while len(found) < limit and (message := self._queue.get(no_ack=done)) is not None:
+                while len(found) < limit and (message := self._channel.basic_get(self._name, no_ack=done)) is not None:
                     found.append(self._fetched(message))
             left = until - time.monotonic()
             if found or left <= 0:
@@ -193,14 +193,21 @@ class KombuEngine(Engine):
             pause = min(2 * pause, _LONGEST)
 
     def _fetched(self, message: Any) -> Fetched:
-        headers = message.headers or {}
+        # What kombu's own `Queue.get` does, but that raises for what it cannot decompress, which nobody then could take.
+        message = getattr(self._channel, "message_to_python", lambda raw: raw)(message)
+        headers, ours = message.headers or {}, HEADERS
         name = message.properties.get("message_id") or ""
         payload = message.body if isinstance(message.body, bytes) else message.body.encode()
-        others = {field: _text(value) for field, value in headers.items() if field not in _OURS and not field.startswith("x-")}
-        body = Body(payload, int(headers.get("tag", self._own_tag)), int(headers.get("at", 0)), name).carrying(others)
+        tag, enqueued = number(headers.get("tag")), number(headers.get("at"))
+        if tag is None or enqueued is None:
+            tag, enqueued, ours = self._own_tag, 0, HEADERS - {"tag", "at"}
+        others = {field: as_text(value) for field, value in headers.items() if field not in ours and not field.startswith("x-")}
+        body = Body(payload, tag, enqueued, name).carrying(others)
         # Exact for quorum queues, else whether it was delivered before; not even that on some transports.
-        before = headers.get("x-delivery-count", int(bool(message.delivery_info.get("redelivered"))))
-        return Fetched(_Token(self._number, message.delivery_tag, body), name, int(before) + 1, body)
+        before = number(headers.get("x-delivery-count"))
+        if before is None:
+            before = int(bool(message.delivery_info.get("redelivered")))
+        return Fetched(_Token(self._number, message.delivery_tag, body), name, before + 1, body)
 
     # -- settling ------------------------------------------------------------------------------------------------------
 
@@ -256,10 +263,6 @@ class KombuEngine(Engine):
                     connection.release()
             if self._sink is not None:
                 self._sink.close()
-
-
-def _text(value: Any) -> str:
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
 
 
 def _message(body: Body) -> Message:

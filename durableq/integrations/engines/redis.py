@@ -11,7 +11,8 @@ maxsize, max_deliveries, lease and silence belong to the queue: stored by who cr
 who contradicts them gets OptionMismatchError.
 
 Entries that somebody else has added are read too (those of `durableq forward`, say): `value` is the payload in the
-serializer of this handle, `id` its name.
+serializer of this handle, `id` its name. An entry is durableq's own if it has a `tag` and an `at` that are numbers; in others
+these are headers, as all fields are that have no meaning here.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ from durableq.errors import BadURLError, OptionMismatchError, UnreachableError
 from durableq.integrations._extras import need
 from durableq.integrations._urls import split_redis
 from durableq.integrations.engines import redis_scripts as scripts
-from durableq.integrations.engines.base import Body, Engine, Fetched
+from durableq.integrations.engines.base import Body, Engine, Fetched, as_text, number
+from durableq.integrations.sinks.redis import FIELDS
 
 __all__ = ["RedisEngine"]
 
@@ -39,8 +41,6 @@ PATIENCE = 30.0
 CONNECT_PATIENCE = 5.0
 MOST = 1000
 """Entries in one step: while a script runs Redis does nothing else, and Lua's stack is not deep."""
-_OURS = {b"value", b"tag", b"at", b"id", b"n", b"key"}
-"""Fields of an entry; others are headers."""
 
 
 class _Token:
@@ -205,7 +205,8 @@ class RedisEngine(Engine):
             return []
         rows = found[0][1] if found else []
         taken = [
-            (id, 1, 1 + int(fields.get(b"n", 0)), [part for pair in fields.items() for part in pair]) for id, fields in rows
+            (id, 1, 1 + (number(fields.get(b"n")) or 0), [part for pair in fields.items() for part in pair])
+            for id, fields in rows
         ]
         if done:
             for id, count, *_ in taken:
@@ -213,11 +214,13 @@ class RedisEngine(Engine):
         return taken
 
     def _fetched(self, id: bytes, count: int, deliveries: int, fields: list[bytes]) -> Fetched:
-        found = dict(zip(fields[::2], fields[1::2], strict=True))
-        name = found.get(b"id", id).decode()
-        enqueued = int(found[b"at"]) if b"at" in found else int(id.split(b"-")[0]) * 1000
-        headers = {field.decode(): value.decode("utf-8", "replace") for field, value in found.items() if field not in _OURS}
-        body = Body(found.get(b"value", b""), int(found.get(b"tag", self._own_tag)), enqueued, name).carrying(headers)
+        found = {as_text(field): value for field, value in zip(fields[::2], fields[1::2], strict=True)}
+        name, ours = as_text(found.get("id", id)), FIELDS
+        tag, enqueued = number(found.get("tag")), number(found.get("at"))
+        if tag is None or enqueued is None:
+            tag, enqueued, ours = self._own_tag, int(id.split(b"-")[0]) * 1000, FIELDS - {"tag", "at"}
+        headers = {field: as_text(value) for field, value in found.items() if field not in ours}
+        body = Body(found.get("value", b""), tag, enqueued, name).carrying(headers)
         until = time.monotonic() + self.lease if self.lease else math.inf
         return Fetched(_Token(id, count, until), name, deliveries, body)
 

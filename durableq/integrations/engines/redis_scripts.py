@@ -67,9 +67,12 @@ local function moved(id, fields, count)
     return out
 end
 
+-- The deliveries that an entry had before it was moved: not what somebody else has put under that name.
 local function earlier(fields)
     for i = 1, #fields, 2 do
-        if fields[i] == 'n' then return tonumber(fields[i + 1]) end
+        if fields[i] == 'n' and #fields[i + 1] < 10 and string.match(fields[i + 1], '^%d+$') then
+            return tonumber(fields[i + 1])
+        end
     end
     return 0
 end

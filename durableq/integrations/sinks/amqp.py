@@ -7,6 +7,7 @@ it then drops because no queue wants it.
     from the broker                          verdict
     ack                                      confirmed
     nack (a full queue, an inner error)      none: the broker is away until it takes it
+    (a topic or header name is too long)     refused, before it is sent: AMQP has 255 bytes for each
     return: no queue for it                  none if we name the queue (it is declared again); refused behind an exchange
     channel closed: precondition failed      one of those under way is not to its liking (too large, say): they are sent
                                              again one by one, and the one that does it again is refused
@@ -29,9 +30,13 @@ from durableq.integrations._urls import split
 from durableq.integrations.message import BYTES, Message
 from durableq.integrations.sinks.base import AwayError, Parcel, Sink
 
-__all__ = ["AmqpSink"]
+__all__ = ["HEADERS", "AmqpSink"]
+
+HEADERS = frozenset({"tag", "at", "key", "x-delivery-count"})
+"""Headers of a message that are durableq's own, here or in `durableq.connect`, or the broker's count of deliveries."""
 
 _WORDS = {"queue", "exchange", "routing_key"}
+_LONGEST_NAME = 255
 CONNECT_PATIENCE = 5.0
 PATIENCE = 30.0
 """Seconds without a sign of life after which a connection is given up."""
@@ -39,6 +44,8 @@ PATIENCE = 30.0
 
 class AmqpSink(Sink):
     """A queue or an exchange of an AMQP broker; `url` as `durableq.integrations._urls` has it."""
+
+    reserved = HEADERS
 
     def __init__(self, url: str, queue: str = "") -> None:
         self._kombu = need("kombu", "kombu")
@@ -107,6 +114,10 @@ class AmqpSink(Sink):
     def send(self, parcel: Parcel) -> None:
         try:
             for index, message in enumerate(parcel.messages):
+                long = [name for name in (message.topic or "", *message.headers) if len(name.encode()) > _LONGEST_NAME]
+                if long:
+                    parcel.refuse(index, f"AMQP has {_LONGEST_NAME} bytes for a name, and not for {long[0][:40]!r}...")
+                    continue
                 self._publish(message)
                 self._owed[self._tag] = (parcel, index)
         except self._errors as exc:

@@ -75,6 +75,8 @@ class Sink(ABC):
 
     name: str
     """Which engine and which place in it, for people: no password."""
+    reserved: frozenset[str] = frozenset()
+    """Names that an item's header cannot have, since whoever reads the messages finds something else there."""
 
     @abstractmethod
     def open(self) -> None:

@@ -46,6 +46,8 @@ class KafkaSink(Sink):
     item names its own.
     """
 
+    reserved = frozenset({ID_HEADER})
+
     def __init__(self, url: str, config: dict[str, Any] | None = None) -> None:
         self._kafka = need("confluent_kafka", "kafka")
         parts = urlsplit(url)
@@ -100,6 +102,8 @@ class KafkaSink(Sink):
                         raise AwayError("the brokers take nothing, and the client's buffer is full") from None
                     self._producer.poll(0.1)
                     continue
+                except ValueError as exc:  # a topic that is no name for it
+                    parcel.refuse(index, str(exc))
                 except self._kafka.KafkaException as exc:  # told at once, of this message alone
                     error = exc.args[0]
                     if error.code() not in self._refusals:

@@ -2,7 +2,7 @@
 
 One connection, on which a parcel's commands go out before the replies to the one before have come in; Redis answers in order,
 and each reply is a verdict. An entry of a stream has the fields `id`, `value`, `key` if there is one, and the headers. An
-element of a list is the value alone, or, with `envelope=json` in the URL, a JSON object with the same fields.
+element of a list is the value alone, or, with `envelope=json` in the URL, a JSON object of `id`, `value`, `key` and `headers`.
 
     reply                                               verdict
     an entry's id, a list's length                      confirmed
@@ -25,7 +25,10 @@ from durableq.integrations._urls import split_redis
 from durableq.integrations.message import Message
 from durableq.integrations.sinks.base import AwayError, Parcel, Sink
 
-__all__ = ["RedisSink"]
+__all__ = ["FIELDS", "RedisSink"]
+
+FIELDS = frozenset({"id", "value", "key", "tag", "at", "n"})
+"""Fields of a stream's entry that are durableq's own, here or in `durableq.connect`; others are headers."""
 
 CONNECT_PATIENCE = 5.0
 PATIENCE = 30.0
@@ -46,6 +49,7 @@ class RedisSink(Sink):
         self._list = "list" in engine.words
         self._where = engine.words["list" if self._list else "stream"]
         self._envelope = engine.words.get("envelope")
+        self.reserved = frozenset() if self._list else FIELDS
         self.name = f"{engine.place} {'list' if self._list else 'stream'} {self._where}"
         if self._envelope is not None and (not self._list or self._envelope != "json"):
             raise BadURLError(f"{self.name}: envelope=json is for lists, and there is no other")
