@@ -1,7 +1,7 @@
 """What a thread opens or closes while another one forks.
 
 A forked child shares the open file descriptions of its parent, and with them the locks: they are held until the child is gone
-as well. A handle that is open is left by the child at once (`Handle._after_fork`). But a thread that is in the middle of
+as well. A handle that is open is left by the child at once (`Handle.after_fork`). But a thread that is in the middle of
 opening or closing one does not exist in the child, and nobody there knows of its descriptors. So it says on which queue it is
 at work, and the child closes every descriptor of that queue's files.
 """

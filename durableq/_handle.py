@@ -19,14 +19,14 @@ import os
 import threading
 import weakref
 from contextlib import suppress
-from multiprocessing.util import Finalize
 
 from durableq import _os
 from durableq._checkpoint import mark_head, mark_open, mark_tail_synced
-from durableq._commit import THREAD_NAME, Committer
-from durableq._fork import begin, end, leave_behind
+from durableq._commit import Committer
+from durableq._fork import begin, end
 from durableq._leases import owner_code
 from durableq._ledger import Ledger
+from durableq._lifetimes import hold, is_last_thread, is_leaving
 from durableq._locks import HotLock, under_cold_lock
 from durableq._owner import Owners
 from durableq._reclaim import Reclaimer
@@ -57,8 +57,6 @@ from durableq._stepping import Stepping, at_head, at_tail
 from durableq._trust import keep_counts, still_fits
 from durableq._wakeup import Wakeup
 from durableq.errors import ClosedError, DamagedError, DurableQError, PoisonedError
-
-_open_handles: weakref.WeakValueDictionary[int, Handle] = weakref.WeakValueDictionary()
 
 
 class Handle(Stepping):
@@ -115,7 +113,7 @@ class Handle(Stepping):
                     self._recover()
                 self._join_owners(control_fd)
                 self._wanted = Options()  # to be opened again in a child: with what the file says by then
-                _open_handles[id(self)] = self
+                hold(self)
                 self._opened = True
                 self._forked = self._unfit = False
             except BaseException:
@@ -206,13 +204,12 @@ class Handle(Stepping):
             self._control,
             self._sync_lock,
             owner_word(self._owners.slot) + OWNER_DIRTY,
-            0 if self._sync is not None and _leaving else self._sync,
+            0 if self._sync is not None and is_leaving() else self._sync,
             weakref.WeakMethod(self._bar),
         )
         self._bind()
         self._owners.pay_syncs(self._committer.sync_now)
         _os.advise_stream(self._spool.fd)
-        _close_at_exit()
 
     def _bind(self) -> None:
         """Let the compiled calls work on this handle. Until then each of them leaves its work to its twin."""
@@ -295,7 +292,7 @@ class Handle(Stepping):
 
     def leave(self) -> None:
         """The process ends: make what this handle wrote durable, and close it if no thread is left that may be using it."""
-        if _is_last_thread():
+        if is_last_thread():
             self.close()
             if not isinstance(self._barred, PoisonedError):
                 self._barred, self._forked = None, True  # who comes now, an `atexit` handler, opens it anew
@@ -337,7 +334,7 @@ class Handle(Stepping):
 
     # -- fork ----------------------------------------------------------------------------------------------------------
 
-    def _after_fork(self) -> None:
+    def after_fork(self) -> None:
         """In the child: leave everything that belongs to the parent, at once.
 
         The descriptors share the parent's open file descriptions: they exclude nobody from anybody, and as long as they
@@ -364,48 +361,3 @@ def _sync_and_close(committer: Committer, closing: object, ledger: Ledger, spool
         spool.sync()
     _close_files(ledger, spool, *descriptors)
     end(closing)
-
-
-_exit_registered_by = 0
-
-
-_leaving = False
-"""Whether this process is about to end: nothing is left for a thread to sync then."""
-
-
-def _close_at_exit() -> None:
-    """Leave what is still open when this process ends in order, so that what it wrote gets its sync.
-
-    Through multiprocessing's finalizers: its children leave by `os._exit`, where `atexit` does not run, and forget at
-    their start what was registered before the fork. A negative priority, so that it comes after the children have ended:
-    they may still be at work with this process as the one that keeps the queue open.
-    """
-    global _exit_registered_by
-    if _exit_registered_by != os.getpid():
-        _exit_registered_by = os.getpid()
-        Finalize(None, _leave_all, exitpriority=-10)
-
-
-def _leave_all() -> None:
-    global _leaving
-    _leaving = True
-    for handle in list(_open_handles.values()):
-        handle.leave()
-
-
-def _is_last_thread() -> bool:
-    # A daemon thread goes on to the very end; in children of multiprocessing's the others do, too. None may find its queue
-    # closed by nobody. Our own only sync.
-    others = (thread for thread in threading.enumerate() if thread is not threading.current_thread())
-    return all(thread.name == THREAD_NAME for thread in others)
-
-
-def _after_fork_in_child() -> None:
-    global _leaving
-    _leaving = False
-    for handle in list(_open_handles.values()):
-        handle._after_fork()
-    leave_behind()
-
-
-os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -4,7 +4,7 @@ Every handle holds the lock of one byte of the control file for as long as it li
 gone: no heartbeat, no guess about pids. What a slot records beside it (pid) is for people and for `task_done`.
 
 The lock belongs to the open file description, so two things must not keep a dead holder's lock alive: a forked child
-closes the descriptors it inherited at once (`Handle._after_fork`, `_fork`), and the control words are mapped through a
+closes the descriptors it inherited at once (`Handle.after_fork`, `_fork`), and the control words are mapped through a
 descriptor of their own, because a mapping, which children inherit, holds on to its open file description as a descriptor does.
 """
 

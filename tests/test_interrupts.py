@@ -18,7 +18,7 @@ import striking
 from processes import PATIENCE
 
 import durableq
-from durableq import DurableQueue, _handle, _os
+from durableq import DurableQueue, _lifetimes, _os
 
 # The handler raises only while the queue is at work, so that the program's own lists stay true.
 INTERRUPTED = """
@@ -275,12 +275,12 @@ def test_an_interrupt_just_after_a_dead_holder_s_lock_was_taken_leaves_it_usable
 
 
 def test_an_interrupt_at_the_very_end_of_opening_closes_each_file_once(path, monkeypatch):
-    class Interrupting(type(_handle._open_handles)):
+    class Interrupting(type(_lifetimes._held)):
         def __setitem__(self, key, value):
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(_handle, "_open_handles", Interrupting())
+        patch.setattr(_lifetimes, "_held", Interrupting())
         with pytest.raises(KeyboardInterrupt):
             DurableQueue(path)
     with contextlib.ExitStack() as files:  # they get the numbers that are free now

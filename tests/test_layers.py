@@ -21,7 +21,7 @@ LAYERS = [
     ["_locks", "_ledger"],
     ["_runs"],
     ["_owner", "_wakeup", "_commit", "_scan"],
-    ["_reclaim", "_recovery", "_trust"],
+    ["_reclaim", "_recovery", "_trust", "_lifetimes"],
     ["_fast"],
     ["_compiled"],
     ["_stepping"],
