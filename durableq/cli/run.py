@@ -35,8 +35,9 @@ from durableq.cli._command import (
     sync_argument,
     tell,
 )
+from durableq.cli._guard import Guard
 from durableq.cli._items import Shower
-from durableq.cli._jobs import PLACE, Guard, Job
+from durableq.cli._jobs import PLACE, Job
 from durableq.cli._output import Outlet
 from durableq.cli._signals import Signals, Stopped
 from durableq.errors import Empty, ShutDown, StaleDeliveryError
