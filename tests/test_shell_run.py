@@ -6,36 +6,12 @@ import json
 import os
 import signal
 
-import psutil
 import pytest
-from processes import PATIENCE, until
+from processes import PATIENCE, alive, until
+from shell_runs import DEAD, DONE, READY, started, stat, story
 from shells import heard, one_line
 
 from durableq import DurableQueue
-
-
-def alive(pid: int) -> bool:
-    """Whether a process runs: a zombie does not."""
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
-def stat(shell):
-    found = json.loads(shell.out("durableq stat --json q.dq"))
-    return {name: found[name] for name in ("ready", "lent", "delayed", "dead")}
-
-
-def story(shell):
-    """The one dead letter."""
-    (line,) = shell.out("durableq peek --dead --json q.dq").splitlines()
-    return json.loads(line)
-
-
-DEAD = {"ready": 0, "lent": 0, "delayed": 0, "dead": 1}
-READY = {"ready": 1, "lent": 0, "delayed": 0, "dead": 0}
-DONE = {"ready": 0, "lent": 0, "delayed": 0, "dead": 0}
 
 
 def test_the_item_is_the_command_s_stdin_byte_for_byte(shell):
@@ -89,13 +65,6 @@ def test_other_ends_are_told_by_their_names(shell, options, command, reason):
     shell.run("durableq put q.dq no-such-command")
     shell.run(f"durableq run q.dq --retries 0 {options} -- {command}", code=1)
     assert story(shell)["failure"]["reason"].startswith(reason)
-
-
-def test_what_a_command_that_timed_out_has_started_ends_with_it(shell):
-    shell.run("durableq put q.dq x")
-    shell.run("durableq run q.dq --retries 0 --timeout 0.3 -- sh -c 'sleep 600 & echo $! >pid; wait'", code=1)
-    pid = int((shell.folder / "pid").read_text())
-    until(lambda: not alive(pid))
 
 
 def test_an_item_that_no_command_line_can_hold_is_a_dead_letter(shell):
@@ -189,26 +158,7 @@ def test_without_a_policy_one_failure_does_not_stop_the_others(shell):
     assert shell.out("durableq run q.dq --retries 0 -- sh -c 'echo {}; [ {} = good ]'", code=1) == b"bad\ngood\n"
 
 
-# -- signals and kills -------------------------------------------------------------------------------------------------
-
-
-def started(shell, command, options=""):
-    runner = shell.start(f"exec durableq run q.dq {options} -- sh -c 'echo $$; {command}'")
-    line = b""
-    while not line.endswith(b"\n"):
-        line += heard(runner, 1)
-    return runner, int(line)
-
-
-def test_a_kill_of_the_runner_takes_its_command_along_and_the_item_comes_again(shell):
-    shell.run("durableq put q.dq x")
-    runner, pid = started(shell, "sleep 600 & sleep 600")
-    children = [pid, *(child.pid for child in psutil.Process(pid).children())]
-    runner.kill()
-    runner.wait(PATIENCE)
-    until(lambda: not any(map(alive, children)))
-    again = json.loads(shell.out("durableq get -n 1 --json --timeout 30 q.dq"))
-    assert (again["item"], again["deliveries"]) == ("x", 2)
+# -- signals -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

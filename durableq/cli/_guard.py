@@ -1,4 +1,4 @@
-"""What takes our commands along when we are killed."""
+"""What takes our commands along when we are killed, and leaves alone what they leave behind when all has gone well."""
 
 from __future__ import annotations
 
@@ -17,24 +17,37 @@ class Guard:
 
     It knows them by a mark in their environment. So there is no moment at which a job runs and is not known, and what a job has
     started in its turn is known as well.
+
+    What is sent to our process group (Ctrl-\\, `timeout -s KILL`) does not reach it: it has a session of its own. Nor does
+    anybody wait for it who reads what we and our jobs print: it has nothing open but its end of a line to us.
     """
 
     def __init__(self) -> None:
         around = os.environ.get(MARK)
         self.mark = f"{around}:{secrets.token_hex(8)}" if around else secrets.token_hex(8)
         """The value of the environment variable MARK that jobs must have."""
+        self.is_wanted = False
+        """Whether a job had to be killed. What it has started may have left its group: that is to be killed at the end too."""
         listening, self._line = os.pipe()
         if os.fork() == 0:
             try:
-                os.close(self._line)
+                os.setsid()
                 # Whatever signal is meant for us is none for it: it ends when we do.
                 for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                     signal.signal(number, signal.SIG_IGN)
-                os.read(listening, 1)  # nobody writes: it returns when we are gone
-                _kill_marked(self.mark.encode())
+                os.dup2(listening, 0)
+                os.closerange(1, 1 + max(map(int, os.listdir("/proc/self/fd"))))
+                if not os.read(0, 1):  # we are gone, and were not done
+                    _kill_marked(self.mark.encode())
             finally:
                 os._exit(0)
         os.close(listening)
+
+    def dismiss(self) -> None:
+        """All jobs have ended by themselves: what they leave running in the background may go on, unless it `is_wanted`."""
+        if not self.is_wanted:
+            with contextlib.suppress(BrokenPipeError):  # somebody has killed it
+                os.write(self._line, b"\0")
 
 
 def _kill_marked(mark: bytes) -> None:

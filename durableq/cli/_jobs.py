@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from typing import IO
 
 from durableq._delivery import Delivery
-from durableq.cli._guard import MARK
+from durableq.cli._guard import MARK, Guard
 
 PLACE = "{}"
 """In a command, where the item goes; without one it goes to stdin."""
@@ -37,11 +37,12 @@ class Job:
         item: bytes,
         command: Sequence[str],
         *,
-        mark: str,
+        guard: Guard,
         collect: bool,
         timeout: float | None,
     ) -> None:
         self.delivery = delivery
+        self._guard = guard
         self.reason: str | None = None
         """Why it is being ended, if we do that."""
         self.output: IO[bytes] | None = tempfile.TemporaryFile() if collect else None  # noqa: SIM115, closed by `close`
@@ -63,7 +64,7 @@ class Job:
                 start_new_session=True,
                 env={
                     **os.environ,
-                    MARK: mark,
+                    MARK: guard.mark,
                     "DURABLEQ_ID": delivery.id,
                     "DURABLEQ_DELIVERIES": str(delivery.deliveries),
                 },
@@ -128,6 +129,7 @@ class Job:
         self._signal(signal.SIGKILL)
 
     def _signal(self, number: int) -> None:
+        self._guard.is_wanted = True
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._group, number)
 

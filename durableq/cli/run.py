@@ -3,6 +3,9 @@
 An item is done when its command has ended with 0. If the command fails, the item comes again later, and after its last try it
 is a dead letter with the story beside it (`durableq.failures`). While a command runs its item is lent to us: if we are killed,
 our guard kills the command and the item comes again, to whoever runs next.
+
+What a command leaves running in the background is none of its item, and goes on when we end in order. It is killed as well if
+we are killed or fail, and if we have had to kill a command: of that one nothing may be left, and whose it was nobody can tell.
 """
 
 from __future__ import annotations
@@ -129,6 +132,7 @@ class _Runner:
                     break
                 self._wait()
                 self._finish()
+            self._guard.dismiss()
             self._signals.check()
             return FAILED if self._failed else DONE
         finally:
@@ -177,7 +181,7 @@ class _Runner:
                 delivery,
                 item,
                 self._options.command_line,
-                mark=self._guard.mark,
+                guard=self._guard,
                 collect=self._collect,
                 timeout=self._options.timeout,
             )
@@ -309,7 +313,8 @@ COMMAND = Command(
 The item is the command's stdin, or stands in place of {} in its arguments. An item is done when its command has ended with 0.
 Otherwise it comes again, later and later, --retries times, and then lies with the dead letters, with the exit code and the end
 of stderr beside it (`durableq peek --dead`). Killed, rebooted and started again, it goes on where it was: what was running
-runs again.
+runs again. What a command leaves in the background goes on, unless `run` is killed or has had to kill a command: then all goes
+that its commands have started.
 
 It works off what is there, waits for what has failed to come again, and ends; with --follow it never does. Ctrl-C or SIGTERM:
 it starts no more and waits for what runs; the second time it kills that and leaves its items in the queue. --halt soon,fail=N
