@@ -152,8 +152,8 @@ class Job:
         self._ends_at = now + _PATIENCE if self._signals else None
 
     def stop(self, reason: str) -> None:
-        """Have it end now, unless it is about to: SIGTERM, and SIGKILL a little later."""
-        if self.reason is None:
+        """Have it end now, unless it has or is about to: SIGTERM, and SIGKILL a little later."""
+        if self.reason is None and not self.ended:
             self.reason = reason
             self._ends_at = 0.0
 

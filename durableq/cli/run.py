@@ -49,6 +49,9 @@ from durableq.cli._output import Outlet
 from durableq.cli._signals import Signals, Stopped
 from durableq.errors import ShutDown
 
+_LOOK = 0.1
+"""Seconds after which we look at what runs while an output waits for its reader."""
+
 
 class Halt(NamedTuple):
     """When to stop because of failures, as GNU parallel has it."""
@@ -177,6 +180,8 @@ class _Runner:
 
     def _start(self) -> None:
         """Start commands for what is there."""
+        if self._signals.number is not None and not self._stopping:
+            self._stop()
         self._empty = False
         while self._has_room():
             try:
@@ -297,8 +302,16 @@ class _Runner:
         if self._outlet is not None and job.output is not None:
             job.output.seek(0)
             while data := job.output.read(1 << 20):
-                self._outlet.write([data])
+                self._outlet.write([data], self._meanwhile)
             job.output.close()
+
+    def _meanwhile(self) -> int | None:
+        """Look after what else runs while an output waits for its reader; the milliseconds until that has to be done again.
+
+        Whose command has ended by then waits for its turn: one output must not come into the middle of another.
+        """
+        self._look_after()
+        return _milliseconds(min(self._seconds_left(), _LOOK if self._jobs else float("inf")))
 
     def _has_failed(self, delivery: Delivery, reason: str, told: str) -> None:
         self._loans.failed(delivery, reason, told)
