@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from pathlib import Path
 
 import pytest
 from processes import PATIENCE, alive, until
@@ -85,6 +86,51 @@ def test_a_pickle_is_left_alone(shell):
     assert "--unpickle" in one_line(shell.run("durableq run q.dq -- cat", code=1).stderr)
     assert stat(shell) == READY
     assert shell.out("durableq run q.dq --unpickle -- cat") == b"<class 'object'>"
+
+
+def test_a_pickle_that_must_not_be_unpickled_lets_what_runs_end(shell):
+    with DurableQueue(shell.folder / "q.dq") as q:
+        for item in (b"first", object, b"last"):
+            q.put(item)
+    runner = shell.start("exec durableq run q.dq -j 3 -- sh -c 'while [ ! -e go ]; do sleep 0.01; done; cat'")
+    until(lambda: "poll" in Path(f"/proc/{runner.pid}/wchan").read_text())
+    (shell.folder / "go").touch()
+    assert runner.stdout.read() == b"first"
+    assert runner.wait(PATIENCE) == 1
+    assert "--unpickle" in one_line(runner.stderr.read())
+    items = [json.loads(line) for line in shell.out("durableq get --unpickle --json q.dq").splitlines()]
+    assert [(item["item"], item["deliveries"]) for item in items] == [("<class 'object'>", 1), ("last", 1)]
+
+
+class Lost:
+    """An item whose module is not there any more."""
+
+    def __reduce__(self):
+        return __import__, ("no_such_module",)
+
+
+@pytest.mark.parametrize(
+    ("item", "reason"),
+    [
+        (Lost(), "cannot be unpickled (ModuleNotFoundError: No module named 'no_such_module')"),
+        (10**5000, "has no text (ValueError: Exceeds the limit"),
+    ],
+    ids=["lost", "endless"],
+)
+def test_an_item_that_cannot_be_unpickled_is_a_dead_letter_at_once_and_the_rest_goes_on(shell, item, reason):
+    with DurableQueue(shell.folder / "q.dq") as q:
+        q.put_many([item, b"good"])
+    done = shell.run("durableq run q.dq --unpickle -- cat", code=1)
+    assert done.stdout == b"good" and reason in one_line(done.stderr)
+    assert stat(shell) == DEAD
+    assert story(shell)["failure"]["reason"].startswith(reason)
+
+
+def test_it_counts_for_halt(shell):
+    with DurableQueue(shell.folder / "q.dq") as q:
+        q.put_many([Lost(), b"good"])
+    shell.run("durableq run q.dq --unpickle --halt soon,fail=1 -- cat", code=1)
+    assert stat(shell) == {**DEAD, "ready": 1}
 
 
 def test_an_empty_queue_is_done_at_once_and_a_missing_one_is_an_error(shell):

@@ -4,8 +4,8 @@ An item is done when its command has ended with 0. If the command fails, the ite
 is a dead letter with the story beside it (`durableq.failures`). While a command runs its item is lent to us: if we are killed,
 our guard kills the command and the item comes again, to whoever runs next.
 
-Only what is about the item or the command counts as a failure of it. What keeps us from starting any command
-ends us in order: nothing more is started, what runs is waited for, and the rest stays as it was.
+Only what is about the item or the command counts as a failure of it. What keeps us from starting any command, and an item that
+we must not show, end us in order: nothing more is started, what runs is waited for, and the rest stays as it was.
 
 What a command leaves running in the background is not part of its work, and goes on when we end in order. It is killed too if
 we are killed or fail, and if we have had to kill a command: of that one nothing may be left, and nobody knows whose is whose.
@@ -42,7 +42,7 @@ from durableq.cli._command import (
     tell,
 )
 from durableq.cli._guard import Guard
-from durableq.cli._items import Shower
+from durableq.cli._items import Shower, UndecodableError
 from durableq.cli._jobs import PLACE, Job, UnstartableError
 from durableq.cli._loans import Loans
 from durableq.cli._output import Outlet
@@ -195,7 +195,16 @@ class _Runner:
             self._start_one(delivery)
 
     def _start_one(self, delivery: Delivery) -> None:
-        delivery.item = self._shower.plain(delivery.item)
+        try:
+            delivery.item = self._shower.plain(delivery.item)
+        except UndecodableError as error:
+            self._loans.not_decoded(delivery, error.reason)
+            self._heed_policy()
+            return
+        except Failure as failure:
+            self._loans.give_back(delivery)
+            self._stop_for(failure)
+            return
         try:
             job = Job(
                 delivery,
@@ -315,6 +324,9 @@ class _Runner:
 
     def _has_failed(self, delivery: Delivery, reason: str, told: str) -> None:
         self._loans.failed(delivery, reason, told)
+        self._heed_policy()
+
+    def _heed_policy(self) -> None:
         policy: Halt | None = self._options.halt
         if policy is not None and self._loans.buried >= policy.failures:
             self._stopping = True
