@@ -133,6 +133,16 @@ def test_it_counts_for_halt(shell):
     assert stat(shell) == {**DEAD, "ready": 1}
 
 
+def test_the_queue_s_own_bound_holds_where_it_is_smaller(shell):
+    DurableQueue(shell.folder / "q.dq", max_deliveries=2).close()
+    shell.run("durableq put q.dq bad later")
+    done = shell.run("durableq run q.dq --backoff 0 --halt soon,fail=1 -- sh -c 'echo tried; exit 7'", code=1)
+    assert done.stdout == b"tried\n" * 2
+    assert stat(shell) == {**DEAD, "ready": 1}
+    assert story(shell)["failure"]["reason"] == "exit code 7"
+    assert b"exit code 7" in done.stderr
+
+
 def test_an_empty_queue_is_done_at_once_and_a_missing_one_is_an_error(shell):
     shell.run("durableq put q.dq </dev/null && durableq run q.dq -- false")
     assert "no queue here" in one_line(shell.run("durableq run none.dq -- true", code=1).stderr)

@@ -19,12 +19,13 @@ _GRACE = 1.0
 class Loans:
     """Takes items, keeps them while there is work on them, and settles each: done, to come again, or a dead letter.
 
-    An item comes again `retries` times. What went to somebody else meanwhile, for its lease ran out, is left to them.
+    An item comes again `retries` times, or less often if the queue has a bound of its own that is smaller. What went to
+    somebody else meanwhile, for its lease ran out, is left to them.
     """
 
     def __init__(self, queue: DurableQueue, *, retries: int, backoff: Callable[[int], float]) -> None:
         self._queue = queue
-        self._most = retries + 1
+        self._most = min(retries + 1, queue.max_deliveries or retries + 1)
         self._backoff = backoff
         self._held: list[Delivery] = []
         self._extend_at = 0.0

@@ -350,7 +350,7 @@ COMMAND = Command(
     _run,
     """\
 The item is the command's stdin, or stands in place of {} in its arguments. An item is done when its command has ended with 0.
-Otherwise it comes again, later and later, --retries times, and then lies
+Otherwise it comes again, later and later, --retries times or as often as the queue's own max_deliveries allows, and then lies
 with the dead letters, with the exit code and the end of stderr beside it (`durableq peek --dead`). Killed, rebooted and started
 again, it goes on where it was: what was running runs again. What a command leaves in the background goes on, unless `run` is
 killed or has had to kill a command: then all goes that its commands have started.
