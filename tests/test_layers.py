@@ -68,8 +68,8 @@ LAYERS = [
     ["integrations.engines.kombu", "integrations.engines.redis"],
     ["integrations.connect"],
     # A subcommand may import everything below, and is loaded by its name.
-    ["cli._command", "cli._framing", "cli._jobs", "cli._pipe", "cli._signals"],
-    ["cli._grammar", "cli._input", "cli._items", "cli._output", "cli._registry"],
+    ["cli._command", "cli._framing", "cli._guard", "cli._pipe", "cli._signals"],
+    ["cli._grammar", "cli._input", "cli._items", "cli._jobs", "cli._loans", "cli._output", "cli._registry"],
     ["cli.check", "cli.compact", "cli.completion", "cli.demo", "cli.forward", "cli.get", "cli.man", "cli.map", "cli.peek"],
     ["cli.purge", "cli.put", "cli.redrive", "cli.run", "cli.stat", "cli.work"],
     ["cli"],

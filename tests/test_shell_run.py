@@ -5,37 +5,14 @@ from __future__ import annotations
 import json
 import os
 import signal
+from pathlib import Path
 
-import psutil
 import pytest
-from processes import PATIENCE, until
+from processes import PATIENCE, alive, until
+from shell_runs import DEAD, DONE, READY, started, stat, story
 from shells import heard, one_line
 
 from durableq import DurableQueue
-
-
-def alive(pid: int) -> bool:
-    """Whether a process runs: a zombie does not."""
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
-def stat(shell):
-    found = json.loads(shell.out("durableq stat --json q.dq"))
-    return {name: found[name] for name in ("ready", "lent", "delayed", "dead")}
-
-
-def story(shell):
-    """The one dead letter."""
-    (line,) = shell.out("durableq peek --dead --json q.dq").splitlines()
-    return json.loads(line)
-
-
-DEAD = {"ready": 0, "lent": 0, "delayed": 0, "dead": 1}
-READY = {"ready": 1, "lent": 0, "delayed": 0, "dead": 0}
-DONE = {"ready": 0, "lent": 0, "delayed": 0, "dead": 0}
 
 
 def test_the_item_is_the_command_s_stdin_byte_for_byte(shell):
@@ -91,13 +68,6 @@ def test_other_ends_are_told_by_their_names(shell, options, command, reason):
     assert story(shell)["failure"]["reason"].startswith(reason)
 
 
-def test_what_a_command_that_timed_out_has_started_ends_with_it(shell):
-    shell.run("durableq put q.dq x")
-    shell.run("durableq run q.dq --retries 0 --timeout 0.3 -- sh -c 'sleep 600 & echo $! >pid; wait'", code=1)
-    pid = int((shell.folder / "pid").read_text())
-    until(lambda: not alive(pid))
-
-
 def test_an_item_that_no_command_line_can_hold_is_a_dead_letter(shell):
     shell.run("durableq put q.dq --framing whole", stdin=b"zero\0byte")
     shell.run("durableq run q.dq --retries 0 -- echo {}", code=1)
@@ -116,6 +86,61 @@ def test_a_pickle_is_left_alone(shell):
     assert "--unpickle" in one_line(shell.run("durableq run q.dq -- cat", code=1).stderr)
     assert stat(shell) == READY
     assert shell.out("durableq run q.dq --unpickle -- cat") == b"<class 'object'>"
+
+
+def test_a_pickle_that_must_not_be_unpickled_lets_what_runs_end(shell):
+    with DurableQueue(shell.folder / "q.dq") as q:
+        for item in (b"first", object, b"last"):
+            q.put(item)
+    runner = shell.start("exec durableq run q.dq -j 3 -- sh -c 'while [ ! -e go ]; do sleep 0.01; done; cat'")
+    until(lambda: "poll" in Path(f"/proc/{runner.pid}/wchan").read_text())
+    (shell.folder / "go").touch()
+    assert runner.stdout.read() == b"first"
+    assert runner.wait(PATIENCE) == 1
+    assert "--unpickle" in one_line(runner.stderr.read())
+    items = [json.loads(line) for line in shell.out("durableq get --unpickle --json q.dq").splitlines()]
+    assert [(item["item"], item["deliveries"]) for item in items] == [("<class 'object'>", 1), ("last", 1)]
+
+
+class Lost:
+    """An item whose module is not there any more."""
+
+    def __reduce__(self):
+        return __import__, ("no_such_module",)
+
+
+@pytest.mark.parametrize(
+    ("item", "reason"),
+    [
+        (Lost(), "cannot be unpickled (ModuleNotFoundError: No module named 'no_such_module')"),
+        (10**5000, "has no text (ValueError: Exceeds the limit"),
+    ],
+    ids=["lost", "endless"],
+)
+def test_an_item_that_cannot_be_unpickled_is_a_dead_letter_at_once_and_the_rest_goes_on(shell, item, reason):
+    with DurableQueue(shell.folder / "q.dq") as q:
+        q.put_many([item, b"good"])
+    done = shell.run("durableq run q.dq --unpickle -- cat", code=1)
+    assert done.stdout == b"good" and reason in one_line(done.stderr)
+    assert stat(shell) == DEAD
+    assert story(shell)["failure"]["reason"].startswith(reason)
+
+
+def test_it_counts_for_halt(shell):
+    with DurableQueue(shell.folder / "q.dq") as q:
+        q.put_many([Lost(), b"good"])
+    shell.run("durableq run q.dq --unpickle --halt soon,fail=1 -- cat", code=1)
+    assert stat(shell) == {**DEAD, "ready": 1}
+
+
+def test_the_queue_s_own_bound_holds_where_it_is_smaller(shell):
+    DurableQueue(shell.folder / "q.dq", max_deliveries=2).close()
+    shell.run("durableq put q.dq bad later")
+    done = shell.run("durableq run q.dq --backoff 0 --halt soon,fail=1 -- sh -c 'echo tried; exit 7'", code=1)
+    assert done.stdout == b"tried\n" * 2
+    assert stat(shell) == {**DEAD, "ready": 1}
+    assert story(shell)["failure"]["reason"] == "exit code 7"
+    assert b"exit code 7" in done.stderr
 
 
 def test_an_empty_queue_is_done_at_once_and_a_missing_one_is_an_error(shell):
@@ -189,26 +214,7 @@ def test_without_a_policy_one_failure_does_not_stop_the_others(shell):
     assert shell.out("durableq run q.dq --retries 0 -- sh -c 'echo {}; [ {} = good ]'", code=1) == b"bad\ngood\n"
 
 
-# -- signals and kills -------------------------------------------------------------------------------------------------
-
-
-def started(shell, command, options=""):
-    runner = shell.start(f"exec durableq run q.dq {options} -- sh -c 'echo $$; {command}'")
-    line = b""
-    while not line.endswith(b"\n"):
-        line += heard(runner, 1)
-    return runner, int(line)
-
-
-def test_a_kill_of_the_runner_takes_its_command_along_and_the_item_comes_again(shell):
-    shell.run("durableq put q.dq x")
-    runner, pid = started(shell, "sleep 600 & sleep 600")
-    children = [pid, *(child.pid for child in psutil.Process(pid).children())]
-    runner.kill()
-    runner.wait(PATIENCE)
-    until(lambda: not any(map(alive, children)))
-    again = json.loads(shell.out("durableq get -n 1 --json --timeout 30 q.dq"))
-    assert (again["item"], again["deliveries"]) == ("x", 2)
+# -- signals -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

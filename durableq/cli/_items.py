@@ -22,8 +22,16 @@ _PLAIN = frozenset((TAG_BYTES, TAG_JSON))
 """The tags of items whose payload is what is shown."""
 
 
+class UndecodableError(Failure):
+    """An item that was to be unpickled and cannot be shown; `reason` says why, without the item's name."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(f"{name} {reason}")
+        self.reason = reason
+
+
 class Shower:
-    """Shows the items of one queue. Raises Failure for an item that it must not or cannot show."""
+    """Shows the items of one queue. Raises Failure for one that it must not show, UndecodableError for one that it cannot."""
 
     def __init__(self, store: Store, *, unpickle: bool, as_json: bool) -> None:
         self._store = store
@@ -44,7 +52,12 @@ class Shower:
         if taken[3] != TAG_PICKLE:
             return taken[5]
         item = self._unpickled(taken)
-        return item if isinstance(item, bytes) else str(item).encode(errors="surrogateescape")
+        try:
+            return item if isinstance(item, bytes) else str(item).encode(errors="surrogateescape")
+        except Exception as error:
+            raise UndecodableError(
+                self._name(taken), f"has no text ({type(error).__name__}: {error}); take it with a program"
+            ) from error
 
     def short(self, taken: Taken) -> str:
         """The item as a line of text, for people; what must not or cannot be shown is told instead."""
@@ -87,15 +100,19 @@ class Shower:
         return json.dumps(self.described(taken)).encode()
 
     def _unpickled(self, taken: Taken) -> Any:
-        where = f"{self._store.path}: item {self._store.name(taken[0])}"
+        name = self._name(taken)
         if not self._unpickle:
-            raise Failure(f"{where} is a pickle, and unpickling runs code; --unpickle shows it, if you trust who put it")
+            raise Failure(f"{name} is a pickle, and unpickling runs code; --unpickle shows it, if you trust who put it")
         try:
             return pickle.loads(taken[5])
+        except MemoryError as error:  # says nothing about the item
+            raise Failure(f"{name} cannot be unpickled, there is too little memory; free some") from error
         except Exception as error:
-            raise Failure(
-                f"{where} cannot be unpickled ({type(error).__name__}: {error}); set PYTHONPATH to where its classes are"
-            ) from error
+            reason = f"cannot be unpickled ({type(error).__name__}: {error}); set PYTHONPATH to where its classes are"
+            raise UndecodableError(name, reason) from error
+
+    def _name(self, taken: Taken) -> str:
+        return f"{self._store.path}: item {self._store.name(taken[0])}"
 
 
 def _without_headers(taken: Taken) -> Taken:

@@ -11,7 +11,7 @@ import errno
 import os
 import select
 import stat
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from durableq.cli._command import Failure
 from durableq.cli._pipe import enlarge_pipe, unread
@@ -45,14 +45,18 @@ class Outlet:
         self._gone = select.poll()
         self._gone.register(fd, 0)
 
-    def write(self, pieces: Sequence[bytes]) -> None:
-        """Write all of it. Raises BrokenPipeError, Stopped, and Failure for what else goes wrong (a full disk)."""
+    def write(self, pieces: Sequence[bytes], meanwhile: Callable[[], float | None] | None = None) -> None:
+        """Write all of it. Raises BrokenPipeError, Stopped, and Failure for what else goes wrong (a full disk).
+
+        `meanwhile` is for who has more to look after: it is called before each wait for the reader, and says how many
+        milliseconds that may last. Such a wait is ended by a second signal only.
+        """
         left = [memoryview(piece) for piece in pieces if piece]
         while left:
             try:
                 written = self._write_some(left[:_MOST_PIECES])
             except BlockingIOError:
-                self._signals.poll(self._poll)
+                self._signals.poll(self._poll, meanwhile and meanwhile(), deaf=meanwhile is not None)
                 continue
             except BrokenPipeError:
                 raise
@@ -72,8 +76,9 @@ class Outlet:
         except OSError as error:
             if error.errno not in (errno.EOPNOTSUPP, errno.ESPIPE, errno.EINVAL):
                 raise
-        # An older kernel: wait for room, and write no more than fits into the least room there is.
-        self._signals.poll(self._poll)
+        # An older kernel: write no more than fits into the least room there is, if there is any.
+        if not self._poll.poll(0):
+            raise BlockingIOError
         return os.write(self._fd, pieces[0][: select.PIPE_BUF])
 
     def through(self) -> int:

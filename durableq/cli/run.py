@@ -3,22 +3,28 @@
 An item is done when its command has ended with 0. If the command fails, the item comes again later, and after its last try it
 is a dead letter with the story beside it (`durableq.failures`). While a command runs its item is lent to us: if we are killed,
 our guard kills the command and the item comes again, to whoever runs next.
+
+Only what is about the item or the command counts as a failure of it. What keeps us from starting any command, and an item that
+we must not show, end us in order: nothing more is started, what runs is waited for, and the rest stays as it was.
+
+What a command leaves running in the background is not part of its work, and goes on when we end in order. It is killed too if
+we are killed or fail, and if we have had to kill a command: of that one nothing may be left, and nobody knows whose is whose.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import os
 import re
 import select
 import shutil
+import signal
 import time
 from typing import NamedTuple
 
-from durableq import failures
 from durableq._delivery import Delivery
-from durableq._leases import RESERVED
 from durableq._queue import DurableQueue
 from durableq._watch import GET, Call, Watch
 from durableq.cli._command import (
@@ -35,14 +41,16 @@ from durableq.cli._command import (
     sync_argument,
     tell,
 )
-from durableq.cli._items import Shower
-from durableq.cli._jobs import PLACE, Guard, Job
+from durableq.cli._guard import Guard
+from durableq.cli._items import Shower, UndecodableError
+from durableq.cli._jobs import PLACE, Job, UnstartableError
+from durableq.cli._loans import Loans
 from durableq.cli._output import Outlet
 from durableq.cli._signals import Signals, Stopped
-from durableq.errors import Empty, ShutDown, StaleDeliveryError
+from durableq.errors import ShutDown
 
-_GRACE = 1.0
-"""Seconds after which an item that was to come again has gone to somebody else."""
+_LOOK = 0.1
+"""Seconds after which we look at what runs while an output waits for its reader."""
 
 
 class Halt(NamedTuple):
@@ -91,9 +99,31 @@ def _run(options: argparse.Namespace) -> int:
     if PLACE not in program and shutil.which(program) is None:
         raise Failure(f"{program}: there is no such command on the PATH", USAGE)
     path = options.path if options.follow else existing_spool(options.path)
-    guard = Guard()
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, as some parents leave it, how a command ended is lost
+    try:
+        guard = Guard()
+    except OSError as error:
+        raise _no_start(path, error) from error
     with DurableQueue(path, sync=options.sync, serializer="bytes") as queue, Signals() as signals:
         return _Runner(queue, options, guard, signals).run()
+
+
+_REMEDIES = {
+    errno.EAGAIN: "raise `ulimit -u` or end other processes",
+    errno.EMFILE: "raise `ulimit -n`",
+    errno.ENFILE: "raise fs.file-max or end other processes",
+    errno.ENOMEM: "free some memory",
+    errno.ENOENT: "make room there or raise `ulimit -n`",  # all that `tempfile` says, whatever kept it from making one
+    errno.ENOSPC: "make room in /tmp, or set TMPDIR to where there is some",
+    errno.ENOSYS: "take Linux 5.3 or later",
+}
+
+
+def _no_start(path: str, error: OSError) -> Failure:
+    remedy = _REMEDIES.get(error.errno or 0, "mend that")
+    return Failure(
+        f"{path}: no command can be started: {error.strerror}; {remedy}, and run it again: what was not done is in the queue"
+    )
 
 
 class _Runner:
@@ -101,18 +131,20 @@ class _Runner:
         from durableq.pool import Backoff
 
         self._queue = queue
-        self._store = queue._store
         self._options = options
         self._guard = guard
         self._signals = signals
         self._collect = options.jobs > 1 and not options.ungroup
         self._outlet = Outlet(1, signals) if self._collect else None
         self._shower = Shower(queue._store, unpickle=options.unpickle, as_json=False)
-        self._backoff = Backoff(options.backoff)
+        self._loans = Loans(queue, retries=options.retries, backoff=Backoff(options.backoff))
         self._jobs: list[Job] = []
-        self._again: dict[str, float] = {}  # items that are to come again: id -> when
-        self._started = self._failed = 0
+        self._started = 0
         self._empty = self._stopping = False
+        self._exhausted = False
+        """Whether there was too little of something to start a command, and none has ended since."""
+        self._wrong: Failure | None = None
+        """Why we stop, if not because all is done."""
         self._poll = select.poll()
         self._news = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._poll.register(self._news, select.POLLIN)
@@ -128,64 +160,70 @@ class _Runner:
                     break
                 self._wait()
                 self._finish()
+            self._guard.dismiss()
+            if self._wrong is not None:
+                raise self._wrong
             self._signals.check()
-            return FAILED if self._failed else DONE
+            return FAILED if self._loans.buried else DONE
         finally:
             for job in self._jobs:
                 job.kill()
                 job.close()
-                with contextlib.suppress(StaleDeliveryError):
-                    job.delivery.release()
+            self._loans.give_all_back()
 
     # -- starting ------------------------------------------------------------------------------------------------------
 
     def _has_room(self) -> bool:
-        most = self._options.most
-        return not self._stopping and len(self._jobs) < self._options.jobs and (most is None or self._started < most)
+        if self._stopping or self._exhausted or len(self._jobs) >= self._options.jobs:
+            return False
+        return self._options.most is None or self._started < self._options.most
 
     def _start(self) -> None:
         """Start commands for what is there."""
+        if self._signals.number is not None and not self._stopping:
+            self._stop()
         self._empty = False
         while self._has_room():
-            delivery = self._take()
+            try:
+                delivery = self._loans.take()
+            except ShutDown:  # nothing will come any more
+                self._stopping = True
+                return
             if delivery is None:
                 self._empty = True
                 return
-            self._again.pop(delivery.id, None)
-            self._started += 1
             self._start_one(delivery)
 
-    def _take(self) -> Delivery | None:
-        box: list[tuple[int, int, int, int, int, bytes]] = []
-        try:
-            self._queue._wait_and_take(box, 1, False, None, False, RESERVED)
-            return Delivery(self._store, box[0], self._shower.plain(box[0]))
-        except Empty:
-            return None
-        except ShutDown:  # nothing will come any more
-            self._stopping = True
-            return None
-        except BaseException:
-            self._store.untake(box)
-            raise
-
     def _start_one(self, delivery: Delivery) -> None:
-        item: bytes = delivery.item
+        try:
+            delivery.item = self._shower.plain(delivery.item)
+        except UndecodableError as error:
+            self._loans.not_decoded(delivery, error.reason)
+            self._heed_policy()
+            return
+        except Failure as failure:
+            self._loans.give_back(delivery)
+            self._stop_for(failure)
+            return
         try:
             job = Job(
                 delivery,
-                item,
                 self._options.command_line,
-                mark=self._guard.mark,
+                guard=self._guard,
                 collect=self._collect,
                 timeout=self._options.timeout,
             )
-        except (OSError, ValueError) as error:  # an item too long for a command line, or with a zero byte in it
+        except UnstartableError as error:
+            self._started += 1
             self._has_failed(delivery, f"the command could not be started: {error}", "")
             return
-        except BaseException:
-            delivery.release()
-            raise
+        except OSError as error:
+            self._loans.give_back(delivery)
+            self._exhausted = True
+            if not self._jobs:
+                self._stop_for(_no_start(self._queue.path, error))
+            return
+        self._started += 1
         self._jobs.append(job)
         self._poll.register(job.end, select.POLLIN)
         self._poll.register(job.errors, select.POLLIN)
@@ -196,9 +234,7 @@ class _Runner:
         """Whether nothing is to be expected any more, when nothing runs."""
         if self._stopping or not self._has_room():
             return True
-        now = time.time()
-        self._again = {id: due for id, due in self._again.items() if due + _GRACE > now}
-        return not self._options.follow and not self._again
+        return not self._options.follow and self._loans.seconds_to_next() == float("inf")
 
     def _wait(self) -> None:
         """Until a command has ended or says something, an item has come, or the clock says so."""
@@ -207,7 +243,7 @@ class _Runner:
             self._watch.disarm(self._call, used=True)
             return
         try:
-            self._signals.poll(self._poll, self._milliseconds(), deaf=self._stopping)
+            self._signals.poll(self._poll, _milliseconds(self._seconds_left()), deaf=self._stopping)
         except Stopped:
             if self._stopping:  # the second time
                 raise
@@ -218,14 +254,11 @@ class _Runner:
                 with contextlib.suppress(BlockingIOError):
                     os.eventfd_read(self._news)
 
-    def _milliseconds(self) -> int | None:
+    def _seconds_left(self) -> float:
+        """Until the clock has something to say of what is in hand, or else of an item that is to come again."""
         now = time.monotonic()
-        seconds = min((job.seconds_left(now) for job in self._jobs), default=float("inf"))
-        if self._again and not self._jobs:
-            seconds = min(seconds, max(0.0, min(self._again.values()) - time.time() + _GRACE))
-        if self._queue.lease is not None and self._jobs:
-            seconds = min(seconds, self._queue.lease / 3)
-        return None if seconds == float("inf") else int(seconds * 1000) + 1
+        seconds = min([self._loans.seconds_left(now), *(job.seconds_left(now) for job in self._jobs)])
+        return seconds if self._jobs else min(seconds, self._loans.seconds_to_next())
 
     def _stop(self) -> None:
         self._stopping = True
@@ -233,63 +266,69 @@ class _Runner:
             commands = counted(len(self._jobs), "command")
             tell(f"waiting for {commands} to end; once more to kill them and leave their items in the queue")
 
+    def _stop_for(self, failure: Failure) -> None:
+        """Start no more, wait for what runs, and fail with this then."""
+        self._stopping = True
+        self._wrong = failure
+
     # -- finishing -----------------------------------------------------------------------------------------------------
 
     def _finish(self) -> None:
-        """See to the commands that have ended, and to the clock."""
-        now = time.monotonic()
+        """See to the commands that have ended, and to the others."""
         for job in list(self._jobs):
-            if not job.listen():
-                with contextlib.suppress(KeyError):
-                    self._poll.unregister(job.errors)
-            if select.select([job.end], [], [], 0)[0]:
+            if job.ended:
                 self._has_ended(job)
-                continue
+        self._look_after()
+
+    def _look_after(self) -> None:
+        """See to what runs: what it says, its clock, and that we keep its item."""
+        now = time.monotonic()
+        for job in self._jobs:
+            if not job.listen():
+                self._unregister(job.errors)
             job.look_at_clock(now)
-            if self._queue.lease is not None:
-                with contextlib.suppress(StaleDeliveryError):  # its ack will tell
-                    job.delivery.extend(self._queue.lease)
+        self._loans.extend(now)
 
     def _has_ended(self, job: Job) -> None:
-        self._poll.unregister(job.end)
-        with contextlib.suppress(KeyError):
-            self._poll.unregister(job.errors)
+        self._unregister(job.end)
+        self._unregister(job.errors)
         self._jobs.remove(job)
-        delivery = job.delivery
+        self._exhausted = False
         wrong = job.close()
-        try:
-            self._pass_on(job)
-        except BaseException:
-            delivery.release()
-            raise
-        try:
-            if wrong is None:
-                delivery.ack()
-            elif job.reason == _HALTED:
-                delivery.release()
-            else:
-                self._has_failed(delivery, wrong, job.told)
-        except StaleDeliveryError:
-            tell(f"item {delivery.id}: its lease ran out and somebody else has it; what this command did may be done twice")
+        self._pass_on(job)
+        if wrong is None:
+            self._loans.done(job.delivery)
+        elif job.reason == _HALTED:
+            self._loans.give_back(job.delivery)
+        else:
+            self._has_failed(job.delivery, wrong, job.told)
+
+    def _unregister(self, fd: int) -> None:
+        with contextlib.suppress(KeyError):
+            self._poll.unregister(fd)
 
     def _pass_on(self, job: Job) -> None:
         if self._outlet is not None and job.output is not None:
             job.output.seek(0)
             while data := job.output.read(1 << 20):
-                self._outlet.write([data])
+                self._outlet.write([data], self._meanwhile)
             job.output.close()
 
+    def _meanwhile(self) -> int | None:
+        """Look after what else runs while an output waits for its reader; the milliseconds until that has to be done again.
+
+        Whose command has ended by then waits for its turn: one output must not come into the middle of another.
+        """
+        self._look_after()
+        return _milliseconds(min(self._seconds_left(), _LOOK if self._jobs else float("inf")))
+
     def _has_failed(self, delivery: Delivery, reason: str, told: str) -> None:
-        if delivery.deliveries <= self._options.retries:
-            delay = self._backoff(delivery.deliveries)
-            self._again[delivery.id] = time.time() + delay
-            delivery.nack(delay)
-            return
-        failures.reject(self._queue, delivery, reason, told)
-        self._failed += 1
-        tell(f"item {delivery.id}: {reason}, delivered {counted(delivery.deliveries, 'time')}; it lies with the dead letters")
+        self._loans.failed(delivery, reason, told)
+        self._heed_policy()
+
+    def _heed_policy(self) -> None:
         policy: Halt | None = self._options.halt
-        if policy is not None and self._failed >= policy.failures:
+        if policy is not None and self._loans.buried >= policy.failures:
             self._stopping = True
             if policy.now:
                 for job in self._jobs:
@@ -299,6 +338,11 @@ class _Runner:
 _HALTED = "halted"
 
 
+def _milliseconds(seconds: float) -> int | None:
+    """For `poll`: None is for ever."""
+    return None if seconds == float("inf") else int(seconds * 1000) + 1
+
+
 COMMAND = Command(
     "run",
     "run a command for each item of a queue, as xargs would",
@@ -306,16 +350,19 @@ COMMAND = Command(
     _run,
     """\
 The item is the command's stdin, or stands in place of {} in its arguments. An item is done when its command has ended with 0.
-Otherwise it comes again, later and later, --retries times, and then lies with the dead letters, with the exit code and the end
-of stderr beside it (`durableq peek --dead`). Killed, rebooted and started again, it goes on where it was: what was running
-runs again.
+Otherwise it comes again, later and later, --retries times or as often as the queue's own max_deliveries allows, and then lies
+with the dead letters, with the exit code and the end of stderr beside it (`durableq peek --dead`). Killed, rebooted and started
+again, it goes on where it was: what was running runs again. What a command leaves in the background goes on, unless `run` is
+killed or has had to kill a command: then all goes that its commands have started.
 
 It works off what is there, waits for what has failed to come again, and ends; with --follow it never does. Ctrl-C or SIGTERM:
 it starts no more and waits for what runs; the second time it kills that and leaves its items in the queue. --halt soon,fail=N
 stops in the same way once N items have failed for good, now,fail=N stops what is running too.
 
-With -j, what a command prints is kept until it has ended, so that outputs do not mix. The environment of a command has
-DURABLEQ_ID, the same each time the item is delivered, and DURABLEQ_DELIVERIES. Exit code 0: nothing has failed for good.""",
+With -j, what a command prints is kept until it has ended, so that outputs do not mix. If descriptors, processes or memory do
+not suffice for so many commands, fewer run; if for none, it says so and leaves the items as they are. The environment of a
+command has DURABLEQ_ID, the same each time the item is delivered, and DURABLEQ_DELIVERIES. Exit code 0: nothing has failed for
+good.""",
     (
         ("durableq run jobs.dq -- sh -c 'read -r name && echo hello $name'", "the item on stdin"),
         ("durableq run pictures.dq -j 4 -- convert {} -resize 50% {}.small.png", "four at a time, the item as an argument"),
