@@ -76,8 +76,8 @@ def test_a_nack_with_delay_holds_the_item_back(q):
 
 def test_a_nacked_item_comes_after_its_delay(q):
     q.put("x")
-    q.reserve(timeout=0).nack(delay=0.2)
     began = time.monotonic()
+    q.reserve(timeout=0).nack(delay=0.2)
     assert q.get(timeout=PATIENCE) == "x"
     assert time.monotonic() - began >= 0.15
 
