@@ -73,18 +73,25 @@ class Committer:
                 # In this order: the compiled calls go by the word, the others by `armed`, and neither may be told that the
                 # thread is awake before it is. An interrupt in between costs another call.
                 self._wanted.set()
-                self._control.words[self._dirty] = DIRTY
-                self.armed = True
-        else:
-            self.sync_now()
+                if self._sync:  # else it is to end meanwhile: see `hurry`
+                    self._control.words[self._dirty] = DIRTY
+                    self.armed = True
+                    return
+        self.sync_now()
 
     def hurry(self) -> None:
         """The process is about to end, and with it the thread: sync now, and from now on with every write."""
         self.close()
-        if self._sync is not None:
+        if self._sync is None:
+            return
+        words = self._control.words
+        with self._guard:  # first: what others write during the sync, they sync themselves
             self._sync, self.armed = 0, False
-            self.sync_now()
-            self._control.words[self._dirty] = 0
+            words[self._dirty] = DIRTY_IN_SYNC
+        self.sync_now()
+        with self._guard:
+            if words[self._dirty] == DIRTY_IN_SYNC:
+                words[self._dirty] = 0
 
     def sync_now(self) -> None:
         """Return once all that was written before this call, by whatever process, is on the disk."""

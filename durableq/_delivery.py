@@ -44,8 +44,8 @@ class Lender(Protocol):
     def extend(self, position: int, index: int, count: int, seconds: float, /) -> bool:
         """Keep it for so long."""
 
-    def went_away(self, position: int, index: int, /) -> bool:
-        """Asked right after an ack of it said no: may somebody else have it, or have done it?"""
+    def went_away(self, position: int, index: int, again: bool, /) -> bool:
+        """Asked right after an ack said no: does somebody else have it, or have done it? `again`: it was acked before."""
 
     def untake(self, box: list[Taken], dead_letter: bool = False, was_dead: bool = False) -> None:
         """Give back what was taken by mistake."""

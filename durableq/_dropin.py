@@ -2,7 +2,8 @@
 
 The files of an anonymous queue go when its creator closes it. But to `multiprocessing.Queue` that means no more than that this
 process puts nothing more, and its documentation has producers close their queue before they join its consumers. So while child
-processes run that were given the queue, the files stay, at the longest until this process has joined its children at its end.
+processes run that may have been given the queue, the files stay, at the longest until this process has joined its children at
+its end.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import os
 import shutil
 import tempfile
 from multiprocessing import active_children
+from multiprocessing.process import BaseProcess
 from multiprocessing.util import Finalize
 from types import GenericAlias
 from typing import Any, ClassVar
@@ -36,12 +38,16 @@ class _Files:
         self.passed_on = False
         """Whether a child may have got it as an argument."""
         self._forks = _Files.forks
+        self._earlier = {child.pid for child in active_children()}
+        self._users: list[BaseProcess] = []
         self._at_exit: Finalize | None = None
 
     def remove(self) -> None:
         """Remove it, now or when no child is left that may use it."""
         self.remove_kept()
-        if (self.passed_on or self._forks != _Files.forks) and active_children():
+        if self.passed_on or self._forks != _Files.forks:
+            self._users = [child for child in active_children() if self.passed_on or child.pid not in self._earlier]
+        if self._users:
             _Files.kept.add(self)
             self._at_exit = Finalize(None, self._remove_now, exitpriority=-20)
         else:
@@ -49,9 +55,9 @@ class _Files:
 
     @classmethod
     def remove_kept(cls) -> None:
-        """Remove what was kept for children, if they have ended."""
-        if cls.kept and not active_children():
-            for files in list(cls.kept):
+        """Remove what was kept for children that have ended."""
+        for files in list(cls.kept):
+            if not any(child.is_alive() for child in files._users):
                 files._remove_now()
 
     def _remove_now(self) -> None:

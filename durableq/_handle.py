@@ -292,13 +292,26 @@ class Handle(Stepping):
 
     def leave(self) -> None:
         """The process ends: make what this handle wrote durable, and close it if no thread is left that may be using it."""
+        if self._barred is not None or self._forked:
+            return
         if is_last_thread():
             self.close()
-            if not isinstance(self._barred, PoisonedError):
-                self._barred, self._forked = None, True  # who comes now, an `atexit` handler, opens it anew
-        elif self._control_fd >= 0 and self._barred is None:
+            self._barred, self._forked = None, True  # who comes now, an `atexit` handler, opens it anew
+        else:
             with suppress(DurableQError, OSError):  # nobody is left to tell
                 self._committer.hurry()
+
+    def give_back(self) -> None:
+        """The program has ended, and its children may wait for what it had in hand."""
+        if self._barred is None and not self._forked and self._words[self._lent_word] and is_last_thread():
+            with suppress(DurableQError, OSError):
+                self._return_all()
+                self._wake_everybody()
+
+    @at_head
+    def _return_all(self) -> None:
+        self._ledger.give_back(self._owners.slot)
+        self._retire()
 
     def __del__(self) -> None:
         # Whoever collects garbage may hold the locks of this very queue through another handle, so nothing is locked here:

@@ -310,7 +310,7 @@ class HeadEnd(Returned):
         """Let the head pass dead letters that it has come to, as the next take would; they count as waiting until then."""
         while True:
             position, sequence = self._control.head()
-            self._tail_seen = self._control.tail()[0]
+            self._tail_seen, self._odd_reader = self._control.tail()[0], None  # as in `_take_fresh`
             buffer = self._read_ahead(position)
             if decode(buffer, 0, position, self._salt) is None or buffer[STATE_OFFSET] != STATE_DEAD:
                 return

@@ -1,7 +1,8 @@
 """What becomes of the handles that this process has open when it forks, and when it ends.
 
     fork    the child leaves them at once, before anything else runs in it
-    end     they are left in order: what they wrote is synced, what they hold goes back
+    end     they are left in order: what they hold goes back, before the children are joined, who may wait for it; and
+            when these have ended, what they wrote is synced
 
 Through multiprocessing's finalizers, for its children leave by `os._exit`, where `atexit` does not run, and forget at their
 start what was registered before the fork. Other threads may be at work with a handle to the very end: daemon threads, and in
@@ -24,6 +25,9 @@ from durableq._fork import leave_behind
 class Held(Protocol):
     """A handle that is open in this process."""
 
+    def give_back(self) -> None:
+        """The process ends as soon as its children have."""
+
     def leave(self) -> None:
         """The process ends."""
 
@@ -42,6 +46,7 @@ def hold(handle: Held) -> None:
     _held[id(handle)] = handle
     if _registered_by != os.getpid():
         _registered_by = os.getpid()
+        Finalize(None, _give_back_all, exitpriority=10)
         # Negative, so that it comes after the children have ended: to them this process may be who keeps the queue open.
         Finalize(None, _leave_all, exitpriority=-10)
 
@@ -55,6 +60,11 @@ def is_last_thread() -> bool:
     """Whether no other thread may be at work with a handle. Our own only sync."""
     others = (thread for thread in threading.enumerate() if thread is not threading.current_thread())
     return all(thread.name == THREAD_NAME for thread in others)
+
+
+def _give_back_all() -> None:
+    for handle in list(_held.values()):
+        handle.give_back()
 
 
 def _leave_all() -> None:

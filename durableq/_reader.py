@@ -141,16 +141,18 @@ class ItemReader(ABC):
         """
         unacked = self._this_thread.unacked
         while (oldest := unacked.oldest()) is not None:
-            before, unacked.acking = unacked.acking, oldest
+            again, unacked.acking = unacked.acking == oldest, oldest
             was_ours = self._store.ack(*oldest)
             unacked.drop()  # only now: an interrupted call may be made again, and is about the same item
-            if was_ours or before == oldest:
+            if was_ours:
                 return
-            if self._store.went_away(*oldest[:2]):
+            if self._store.went_away(*oldest[:2], again):
                 raise StaleDeliveryError(
                     f"{self._store.path}: the lease of item {self._store.name(oldest[0])} ended before task_done(), and it "
                     f"went to somebody else; give the queue a longer lease, or reserve() the item and extend() it"
                 )
+            if again:
+                return
             # Another thread has acked it, which had none of its own.
         if not self._store.ack_oldest():
             hint = '; under ack="get" an item is done when it is taken' if self._done else ""

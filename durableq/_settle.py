@@ -20,6 +20,11 @@ from durableq._wakeup import EVERYBODY, GET, JOIN
 _mutex_try, _mutex_mend, _mutex_unlock = _os.mutex_try, _os.mutex_mend, _os.mutex_unlock
 
 
+_acked_unasked: dict[tuple[int, int], bool] = {}
+"""(salt, position) of what was acked in the name of whichever thread had taken it: to that it is no loss of its lease."""
+_MOST_UNASKED = 1 << 16
+
+
 class Settler(HeadEnd):
     """What consumers do with what they have."""
 
@@ -117,13 +122,23 @@ class Settler(HeadEnd):
             i = self._ledger.next_lent()
         if i < 0:
             return False
-        self._finish(i, self._ledger.position[i])
+        position = self._ledger.position[i]
+        self._finish(i, position)
+        if self._lease_ms:
+            _acked_unasked[self._salt, position] = True
+            if len(_acked_unasked) > _MOST_UNASKED:
+                del _acked_unasked[next(iter(_acked_unasked))]
         return True
 
     @at_head
-    def went_away(self, position: int, index: int) -> bool:
-        """Whether an item that is not ours any more may have gone to another process, rather than been acked by this one."""
-        return self._lease_ms > 0 or self._ledger.find(position, index) >= 0
+    def went_away(self, position: int, index: int, again: bool) -> bool:
+        """Whether an item that an ack found not to be ours has gone to somebody else, who may have done it by now.
+
+        `again`: it was not the first ack of it, so if it is done, we have done it.
+        """
+        if self._ledger.find(position, index) >= 0:
+            return True
+        return self._lease_ms > 0 and not again and _acked_unasked.pop((self._salt, position), False) is False
 
     def count_off(self) -> bool:
         """Count off an item that was done when this handle took it; False if there is none left. The file does not change.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from processes import PATIENCE, until
 
 import durableq
 from durableq import DecodeError, Empty, ShutDown
@@ -216,3 +217,34 @@ def test_the_space_of_what_came_back_and_was_taken_for_good_comes_back(path, ope
     for _ in range(99):
         q.get(False)
     assert path.stat().st_blocks * 512 < 4 << 20
+
+
+class Picky:
+    """Items are bytes; those that begin with x cannot be decoded."""
+
+    dumps = staticmethod(bytes)
+
+    @staticmethod
+    def loads(data):
+        if data[:1] == b"x":
+            raise ValueError("x")
+        return data
+
+
+def test_a_delayed_item_behind_one_that_cannot_be_decoded_is_delivered(open_queue):
+    """What was read ahead for the first delayed item ends where the tail was at that time."""
+    q = open_queue(ack="get", sync=None, serializer=Picky())
+    q.put_many([b"a" * 4000] * 517)
+    for _ in range(517):
+        q.get()
+    q.put(b"first", delay=0.7)
+    q.put(b"now")
+    assert q.get() == b"now"  # and has passed the first
+    q.put(b"x" * 16_000)
+    q.put(b"second", delay=0.8)
+    until(q._store.is_due)
+    assert q.get() == b"first"
+    with pytest.raises(DecodeError):
+        q.get()
+    assert q.get(timeout=PATIENCE) == b"second"
+    assert (q.stats().damaged, q.dead_letters.qsize()) == (0, 1)

@@ -187,9 +187,11 @@ def test_its_files_are_gone_when_the_child_that_used_it_has_ended_before():
     assert not os.path.exists(os.path.dirname(q.path))
 
 
-def test_files_that_stayed_for_children_go_with_the_next_queue():
+def test_files_that_stayed_for_children_go_with_the_next_queue_whatever_other_children_there_are():
     context = multiprocessing.get_context("fork")
-    event = context.Event()
+    event, end = context.Event(), context.Event()
+    other = context.Process(target=end.wait, args=(PATIENCE,))
+    other.start()
     q = durableq.Queue()
     process = context.Process(target=event.wait, args=(PATIENCE,))
     process.start()
@@ -199,3 +201,5 @@ def test_files_that_stayed_for_children_go_with_the_next_queue():
     process.join(PATIENCE)
     durableq.Queue().close()
     assert not os.path.exists(os.path.dirname(q.path))
+    end.set()
+    other.join(PATIENCE)

@@ -101,3 +101,86 @@ def test_what_was_held_goes_back_at_once(path, q):
     q.put("x")
     run("import sys; from durableq import DurableQueue; q = DurableQueue(sys.argv[1]); q.get()", path)
     assert q.get_nowait() == "x"
+
+
+LATE = """
+import atexit, errno, os, sys
+def last():
+    try:
+        q.put("late")
+    except (ValueError, OSError) as error:
+        print(type(error).__name__)
+atexit.register(last)  # before durableq is there: it comes after its handles have been left
+from durableq import DurableQueue, _os
+q = DurableQueue(sys.argv[1], sync=0)
+q.put("early")
+"""
+
+
+def test_a_handle_that_was_closed_stays_closed(path):
+    assert run(LATE + "q.close()", path) == ["ClosedError"]
+
+
+def test_a_handle_that_was_poisoned_stays_poisoned(path):
+    sick = """
+def fail(fd):
+    raise OSError(errno.EIO, "Input/output error")
+real, _os.fdatasync = _os.fdatasync, fail
+try:
+    q.put("lost, perhaps")
+except OSError:
+    pass
+_os.fdatasync = real
+"""
+    assert run(LATE + sick, path) == ["PoisonedError"]
+
+
+def test_what_the_program_had_in_hand_goes_back_before_it_waits_for_its_children(path, tmp_path):
+    program = tmp_path / "program.py"
+    program.write_text(textwrap.dedent("""
+        import multiprocessing, sys
+        import durableq
+        def work(q):
+            for _ in range(2):
+                print(q.get(), flush=True)
+                q.task_done()
+        if __name__ == "__main__":
+            q = durableq.JoinableQueue(path=sys.argv[1])
+            q.put("a")
+            q.put("b")
+            q.get()
+            multiprocessing.get_context("fork").Process(target=work, args=(q,)).start()
+            sys.exit("it fails")
+        """))
+    done = subprocess.run([sys.executable, program, path], capture_output=True, text=True, timeout=PATIENCE)
+    assert sorted(done.stdout.splitlines()) == ["a", "b"]
+
+
+def test_what_a_daemon_thread_puts_while_the_process_leaves_is_synced_or_owed(path):
+    told = run(
+        """
+        import sys, threading
+        from durableq import DurableQueue, _os
+        q = DurableQueue(sys.argv[1], sync=60, serializer="bytes")
+        q.put(b"first")
+        syncs = []
+        real, leaving, done = _os.fdatasync, threading.Event(), threading.Event()
+        def fdatasync(fd):
+            if threading.current_thread() is threading.main_thread():
+                leaving.set()
+                done.wait(20)
+                print(len(syncs) > 0, flush=True)
+            else:
+                syncs.append(fd)
+            real(fd)
+        _os.fdatasync = fdatasync
+        def work():
+            leaving.wait()
+            q.put(b"last")
+            done.set()
+            threading.Event().wait()
+        threading.Thread(target=work, daemon=True).start()
+        """,
+        path,
+    )
+    assert told[0] == "True"

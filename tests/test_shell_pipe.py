@@ -594,3 +594,32 @@ def test_a_pickle_in_its_place_is_shown_when_asked_for(shell):
     first = json.loads(shell.out("durableq get -n 1 --json --unpickle q.dq"))
     assert (first["item"], first["serializer"]) == ({"a": [1, 2]}, "pickle")
     assert pickle.loads(pickle.dumps(1)) == 1
+
+
+def test_a_get_into_a_file_keeps_few_items_unacked_however_small_they_are(shell):
+    (shell.folder / "counting.py").write_text("""if True:
+        import sys
+        from durableq._store import Store
+        from durableq.cli import main
+
+        most, lent, take, ack = 0, 0, Store.take, Store.ack_many
+
+        def counted(self, box, *rest):
+            global most, lent
+            took = take(self, box, *rest)
+            lent += len(box)
+            most = max(most, lent)
+            return took
+
+        def acked(self, box):
+            global lent
+            lent -= len(box)
+            return ack(self, box)
+
+        Store.take, Store.ack_many = counted, acked
+        main(["get", "--raw", "q.dq"])
+        print(most, file=sys.stderr)
+    """)
+    done = shell.run(f'yes "" | head -n 200000 | durableq put q.dq; "{sys.executable}" counting.py >out')
+    assert 256 < int(done.stderr) <= 40_000
+    assert json.loads(shell.out("durableq stat --json q.dq"))["unfinished"] == 0

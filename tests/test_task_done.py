@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 
 import pytest
 from processes import PATIENCE
+
+from durableq import StaleDeliveryError
 
 
 def in_a_thread(work):
@@ -214,3 +217,31 @@ def test_unfinished_is_what_waits_and_what_is_lent(q):
     assert q.stats().unfinished == 3
     q.task_done()
     assert q.stats().unfinished == 2
+
+
+def test_with_a_lease_too_a_thread_may_finish_what_another_took(open_queue):
+    q = open_queue(lease=60)
+    q.put_many(["x", "y"])
+    q.get()
+    q.get()
+    thread = threading.Thread(target=q.task_done)
+    thread.start()
+    thread.join()
+    q.task_done()
+    assert q.stats().unfinished == 0
+
+
+def test_task_done_that_failed_before_it_did_anything_can_be_too_late_when_it_is_repeated(open_queue, monkeypatch):
+    q, other = open_queue(lease=0.3), open_queue()
+    q.put("x")
+    q.get()
+
+    def fail(*_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError):
+        patch.setattr(q._store, "ack", fail)
+        q.task_done()
+    other.reserve(timeout=PATIENCE).extend(60)
+    with pytest.raises(StaleDeliveryError):
+        q.task_done()

@@ -63,25 +63,34 @@ static int look_out(Ends *self)
     return behind != 0;
 }
 
-/* One item for the box, with its payload if that was read already; 0, and an error, if there is no memory for it. */
+/* One item for the box, with its payload if that was read already; 0, and an error, if there is no memory for it.
+ *
+ * Up to Python 3.11 an allocation may collect garbage at once, and so run a finalizer that uses this very queue under its lock. Later
+ * ones collect between two instructions of Python's. */
 static int put_into(PyObject *box, Header *header, long long entry, long deliveries, PyObject *payload)
 {
+#if PY_VERSION_HEX < 0x030C0000
+    int collecting = PyGC_Disable();
+#endif
+    int put = 0;
     PyObject *taken = PyTuple_New(6);
     if (!payload)
         payload = PyBytes_FromStringAndSize((char *)header + HEADER_SIZE, header->length);
-    if (!taken || !payload) {
-        Py_XDECREF(taken);
+    if (taken && payload) {
+        PyTuple_SET_ITEM(taken, 0, PyLong_FromUnsignedLongLong(header->position));
+        PyTuple_SET_ITEM(taken, 1, PyLong_FromLongLong(entry));
+        PyTuple_SET_ITEM(taken, 2, PyLong_FromLong(deliveries));
+        PyTuple_SET_ITEM(taken, 3, PyLong_FromLong(header->tag));
+        PyTuple_SET_ITEM(taken, 4, PyLong_FromUnsignedLongLong(header->enqueued));
+        PyTuple_SET_ITEM(taken, 5, payload);
+        put = !PyErr_Occurred() && !PyList_Append(box, taken);
+    } else
         Py_XDECREF(payload);
-        return 0;
-    }
-    PyTuple_SET_ITEM(taken, 0, PyLong_FromUnsignedLongLong(header->position));
-    PyTuple_SET_ITEM(taken, 1, PyLong_FromLongLong(entry));
-    PyTuple_SET_ITEM(taken, 2, PyLong_FromLong(deliveries));
-    PyTuple_SET_ITEM(taken, 3, PyLong_FromLong(header->tag));
-    PyTuple_SET_ITEM(taken, 4, PyLong_FromUnsignedLongLong(header->enqueued));
-    PyTuple_SET_ITEM(taken, 5, payload);
-    int put = !PyErr_Occurred() && !PyList_Append(box, taken);
-    Py_DECREF(taken);
+    Py_XDECREF(taken);
+#if PY_VERSION_HEX < 0x030C0000
+    if (collecting)
+        PyGC_Enable();
+#endif
     return put;
 }
 
@@ -256,25 +265,6 @@ again:
     return PyLong_FromLong(LEFT);
 }
 
-/* Up to Python 3.11 any allocation may collect garbage at once, and so run a finalizer that uses this very queue, under its lock.
- * Later ones collect between two instructions of Python's. */
-#if PY_VERSION_HEX < 0x030C0000
-static int holders, was_collecting; /* under the GIL */
-static void hold_the_collector(void)
-{
-    if (!holders++)
-        was_collecting = PyGC_Disable();
-}
-static void release_the_collector(void)
-{
-    if (!--holders && was_collecting)
-        PyGC_Enable();
-}
-#else
-static void hold_the_collector(void) {}
-static void release_the_collector(void) {}
-#endif
-
 static PyObject *fast_take(Ends *self, PyObject *const *args, Py_ssize_t nargs)
 {
     if (nargs != 5 || !PyList_CheckExact(args[0]) || unusable(self))
@@ -285,8 +275,5 @@ static PyObject *fast_take(Ends *self, PyObject *const *args, Py_ssize_t nargs)
         PyErr_Clear(); /* more than anybody has */
         return PyLong_FromLong(LEFT);
     }
-    hold_the_collector();
-    PyObject *did = take(self, args[0], limit, done, reserved, args[4] == Py_True);
-    release_the_collector();
-    return did;
+    return take(self, args[0], limit, done, reserved, args[4] == Py_True);
 }

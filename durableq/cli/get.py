@@ -45,6 +45,8 @@ _MOST, _MUCH, _MUCH_FOR_A_FILE = 256, 1 << 18, 4 << 20
 what it took is acked together too."""
 _LARGE = 1 << 20
 """Bytes that the disk needs so long to take, and their space to come back, that the next ones are written meanwhile."""
+_BOXES = 64
+"""So many takes may be unacked at most, however small their items are: a kill counts a delivery of each."""
 _PAGE = 64
 """Items that are looked at together."""
 _GRACE = 1.0
@@ -189,7 +191,7 @@ class _Getter:
         """Ack all whose bytes are through, if there are `at_least` so many: many in a thread beside, one batch at a time."""
         end = self._outlet.through()
         length = end - self._settled
-        if length < at_least:
+        if length < at_least and len(self._sent) < _BOXES:
             return
         self._wait_for_ack()
         if not self._sent or self._sent[0].end > end:
@@ -239,7 +241,7 @@ class _Getter:
                 self._outlet.flush()
                 through = self._outlet.through()
         finally:
-            for box, lengths, end in self._sent:
+            for box, lengths, end in list(self._sent):  # interrupted, we may not have waited for the thread beside
                 first = end - sum(lengths)
                 done = sum(first + length <= through for length in accumulate(lengths))
                 self._store.ack_many(box[:done])

@@ -153,7 +153,7 @@ class Engine(ABC):
         """It is done."""
         return self._settle(position, self._ack)
 
-    def went_away(self, position: int, index: int) -> bool:
+    def went_away(self, position: int, index: int, again: bool) -> bool:
         """As `Store.went_away`."""
         return self._lost == position
 
