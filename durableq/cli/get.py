@@ -107,7 +107,7 @@ class _Getter:
         self._settled = 0
         """Bytes up to which acking was begun."""
         self._beside: ThreadPoolExecutor | None = None
-        self._ack_under_way: Future[None] | None = None
+        self._acks: deque[Future[None]] = deque()
 
     # -- taking --------------------------------------------------------------------------------------------------------
 
@@ -188,34 +188,37 @@ class _Getter:
         return len(box)
 
     def _settle(self, at_least: int = 0) -> None:
-        """Ack all whose bytes are through, if there are `at_least` so many: many in a thread beside, one batch at a time."""
+        """Ack all whose bytes are through, if there are `at_least` so many; large ones in a thread beside, batch after batch."""
         end = self._outlet.through()
         length = end - self._settled
         if length < at_least and len(self._sent) < _BOXES:
             return
-        self._wait_for_ack()
-        if not self._sent or self._sent[0].end > end:
-            return
-        self._settled = end
         if length < _LARGE:
+            self._wait_for_acks()
+            self._settled = end
+            self._outlet.flush()
             return self._ack(end)
+        self._wait_for_acks(but=1)
+        self._settled = end
         if self._beside is None:
             from concurrent.futures import ThreadPoolExecutor
 
-            self._beside = ThreadPoolExecutor(1)
-        self._ack_under_way = self._beside.submit(self._ack, end)
+            self._beside = ThreadPoolExecutor(2)  # while one gives back the space of a batch, the other syncs the next
+        flushed = self._beside.submit(self._outlet.flush)
+        self._acks.append(self._beside.submit(self._ack, end, flushed, *self._acks))
 
-    def _ack(self, end: int) -> None:
-        """Ack all whose bytes end up to here."""
-        self._outlet.flush()  # first: an ack that the disk has of an item that it has not, and a power cut loses it
+    def _ack(self, end: int, *first: Future[None]) -> None:
+        """Ack all whose bytes end up to here, after `first`: an ack of what the disk does not have, and a power cut loses it."""
+        for one in first:
+            one.result()
         while self._sent and self._sent[0].end <= end:
             self._store.ack_many(self._sent[0].box)
             self._sent.popleft()  # only now: what is still there at the end goes back
 
-    def _wait_for_ack(self) -> None:
-        under_way, self._ack_under_way = self._ack_under_way, None
-        if under_way is not None:
-            under_way.result()
+    def _wait_for_acks(self, but: int = 0) -> None:
+        """Until no more than `but` batches are being acked beside. Raises what acking them raised."""
+        while len(self._acks) > but:
+            self._acks.popleft().result()
 
     def _wait_until_read(self, seconds: float = float("inf")) -> None:
         """Until all that the kernel has taken is through, and acked; or so long, which a first signal does not cut short."""
@@ -236,7 +239,7 @@ class _Getter:
         through = 0
         try:
             self._settle()
-            self._wait_for_ack()
+            self._wait_for_acks()
             if self._sent:
                 self._outlet.flush()
                 through = self._outlet.through()
