@@ -461,6 +461,24 @@ def test_a_waiting_consumer_is_woken_and_does_not_poll(connect, channel, monkeyp
         assert consumer.messages[-1].payload == body
 
 
+def test_when_the_system_has_room_for_a_thread_again_a_consumer_is_woken(connect, channel, monkeypatch):
+    def refuse(thread):
+        raise RuntimeError("can't start new thread")
+
+    consumer = Consumer(connect())
+    spool = consumer.channel._spools.get("jobs", create=False)
+    with monkeypatch.context() as shortage:
+        shortage.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(OSError, match="can't start new thread"):
+            consumer.drain()
+    waits = threading.Thread(target=consumer.drain, daemon=True)
+    waits.start()
+    until(lambda: any(owner.waiting for owner in spool.stats().owners))
+    publish(channel, "a")
+    waits.join(PATIENCE)
+    assert consumer.messages[-1].payload == "a"
+
+
 def test_a_consumer_that_has_its_prefetch_count_sleeps_although_more_is_there(connect, channel, monkeypatch):
     publish(channel, "a", "b")
     consumer = Consumer(connect(), prefetch=1)
