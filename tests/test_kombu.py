@@ -492,6 +492,31 @@ def test_a_consumer_that_has_its_prefetch_count_sleeps_although_more_is_there(co
     assert len(tries) < 5
 
 
+@pytest.mark.parametrize(
+    "make_room",
+    [
+        lambda message: message.ack(),
+        lambda message: message.reject(),
+        lambda message: message.requeue(),
+        lambda message: message.channel.basic_qos(0, 2, False),
+    ],
+    ids=["ack", "reject", "requeue", "more prefetched"],
+)
+def test_room_that_another_thread_makes_under_the_prefetch_count_wakes_the_consumer(connect, channel, monkeypatch, make_room):
+    publish(channel, "a", "b")
+    consumer = Consumer(connect(), prefetch=1)
+    consumer.drain()
+    bell, asleep = consumer.connection.transport.spools.bell, threading.Event()
+    wait = bell.wait
+    monkeypatch.setattr(bell, "wait", lambda seconds: asleep.set() or wait(seconds))
+    waits = threading.Thread(target=consumer.drain, args=(None,), daemon=True)
+    waits.start()
+    assert asleep.wait(PATIENCE)
+    make_room(consumer.messages[0])
+    waits.join(PATIENCE)
+    assert len(consumer.messages) == 2
+
+
 def test_a_consumer_waits_for_several_queues_at_once(connect, channel):
     queues = [kombu.Queue(name) for name in "abc"]
     consumer = Consumer(connect(), *queues)
