@@ -173,6 +173,12 @@ def test_a_fifo_is_refused_without_waiting_for_its_other_end(path):
         DurableQueue(path)
 
 
+def test_a_fifo_is_not_checked_and_its_other_end_is_not_waited_for(path):
+    os.mkfifo(path, 0o600)
+    with pytest.raises(NotASpoolError, match="is a FIFO"):
+        durableq.check(path)
+
+
 @pytest.mark.parametrize("path_like", [None, 5, 1.5, ["q.dq"]])
 def test_a_path_that_is_none_raises_type_error(path_like):
     with pytest.raises(TypeError):
