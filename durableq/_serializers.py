@@ -31,6 +31,8 @@ class Serializer(Protocol):
 
 
 class _Bytes:
+    runs_code = False
+
     @staticmethod
     def dumps(item: Any) -> bytes:
         if not isinstance(item, (bytes, bytearray, memoryview)):
@@ -43,6 +45,8 @@ class _Bytes:
 
 
 class _Json:
+    runs_code = False
+
     @staticmethod
     def dumps(item: Any) -> bytes:
         return json.dumps(item, separators=(",", ":"), ensure_ascii=False).encode()
@@ -105,7 +109,7 @@ class Codec:
                 raise TypeError(f"serializer={serializer!r} has no dumps and loads")
             self.tag, own = TAG_CUSTOM, serializer
         self.dumps = own.dumps if self.tag != TAG_CUSTOM else lambda item: _as_bytes(own.dumps(item))
-        self.runs_code = self.tag == TAG_PICKLE or (self.tag == TAG_CUSTOM and getattr(own, "runs_code", True))
+        self.runs_code: bool = getattr(own, "runs_code", True)
         """Whether to decode an item may run code that its writer chose."""
         self.takes_bytes = self.tag == TAG_PICKLE
         """Whether items of type `bytes` go as they are, with the tag of "bytes": the same item comes out, two copies less."""
