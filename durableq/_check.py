@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import time
 import zlib
 from collections import Counter
@@ -37,7 +38,7 @@ from durableq._spool import (
     static_copies,
 )
 from durableq._state import BASE, EPOCH, H_COMMIT, H_POS, LEDGER_OFFSET, T_COMMIT, T_POS, belongs, identity
-from durableq.errors import DamagedError
+from durableq.errors import DamagedError, NotASpoolError
 
 
 class Damage(NamedTuple):
@@ -88,8 +89,10 @@ def check(path: str | os.PathLike[str]) -> Report:
     Raises FileNotFoundError, NotASpoolError, NewerFormatError, and OSError from the disk.
     """
     path = os.path.realpath(path)
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)  # a FIFO must not make us wait
     try:
+        if stat.S_ISFIFO(os.fstat(fd).st_mode):
+            raise NotASpoolError(f"{path}: is a FIFO; name a spool of durableq")
         return _Checker(path, fd).report()
     finally:
         os.close(fd)

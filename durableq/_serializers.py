@@ -17,7 +17,11 @@ from durableq.errors import DecodeError
 
 
 class Serializer(Protocol):
-    """Anything with `dumps(item) -> bytes` and `loads(bytes) -> item`, like the modules `pickle`, `marshal`, `msgpack`."""
+    """Anything with `dumps(item) -> bytes` and `loads(bytes) -> item`, like the modules `pickle`, `marshal`, `msgpack`.
+
+    Its `loads` is taken to run code that stands in the bytes, as that of `pickle` does, so that a spool which others can write
+    to is refused. One that never does says so by an attribute `runs_code = False`.
+    """
 
     def dumps(self, item: Any, /) -> bytes:
         """The bytes of an item; whatever it raises is raised by `put` in the caller."""
@@ -27,6 +31,8 @@ class Serializer(Protocol):
 
 
 class _Bytes:
+    runs_code = False
+
     @staticmethod
     def dumps(item: Any) -> bytes:
         if not isinstance(item, (bytes, bytearray, memoryview)):
@@ -39,6 +45,8 @@ class _Bytes:
 
 
 class _Json:
+    runs_code = False
+
     @staticmethod
     def dumps(item: Any) -> bytes:
         return json.dumps(item, separators=(",", ":"), ensure_ascii=False).encode()
@@ -101,11 +109,12 @@ class Codec:
                 raise TypeError(f"serializer={serializer!r} has no dumps and loads")
             self.tag, own = TAG_CUSTOM, serializer
         self.dumps = own.dumps if self.tag != TAG_CUSTOM else lambda item: _as_bytes(own.dumps(item))
-        self.runs_code = self.tag == TAG_PICKLE
-        self.takes_bytes = self.runs_code
+        self.runs_code: bool = getattr(own, "runs_code", True)
+        """Whether to decode an item may run code that its writer chose."""
+        self.takes_bytes = self.tag == TAG_PICKLE
         """Whether items of type `bytes` go as they are, with the tag of "bytes": the same item comes out, two copies less."""
         self.loads: dict[int, Callable[[bytes], Any]] = {
-            tag: s.loads for tag, s in _BY_NAME.values() if tag != TAG_PICKLE or self.runs_code
+            tag: s.loads for tag, s in _BY_NAME.values() if tag in (TAG_JSON, TAG_BYTES)
         }
         self.loads[self.tag] = own.loads
 

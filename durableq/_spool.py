@@ -300,12 +300,12 @@ def _refuse_strangers(path: str, info: os.stat_result) -> None:
     override = f"or set {ALLOW_INSECURE}=1 if you trust everybody who can write to it"
     if info.st_uid != os.geteuid():
         raise InsecureSpoolError(
-            f"{path}: belongs to user {info.st_uid}, and unpickling its items would run their code; "
+            f"{path}: belongs to user {info.st_uid}, and decoding its items could run their code; "
             f'open it with serializer="json" or "bytes", {override}'
         )
     if info.st_mode & 0o022:
         raise InsecureSpoolError(
-            f"{path}: others can write to it (mode {stat.S_IMODE(info.st_mode):o}), and unpickling its items would run "
+            f"{path}: others can write to it (mode {stat.S_IMODE(info.st_mode):o}), and decoding its items could run "
             f"their code; chmod go-w the file, {override}"
         )
 

@@ -15,6 +15,7 @@ thread that sleeps as any blocking `get`, `put` or `join` would makes it.
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 import weakref
@@ -57,15 +58,24 @@ class Watch:
         self._news = threading.Condition()
 
     def arm(self, call: Call) -> bool:
-        """Have a call made when its time comes; False if that is now, and there is nothing to wait for."""
+        """Have a call made when its time comes; False if that is now, and there is nothing to wait for.
+
+        Raises OSError (EAGAIN) if the system has no room for the thread; the call is not armed then.
+        """
         with self._news:
-            self.armed[call] = None
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="durableq-watch", daemon=True)
-                self._thread.start()
-            else:
-                self._news.notify()
+                self._thread = self._started()
+            self.armed[call] = None
+            self._news.notify()
         return not call.ready()
+
+    def _started(self) -> threading.Thread:
+        thread = threading.Thread(target=self._run, name="durableq-watch", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as exc:  # Python's word for it; a fork that is refused says it so
+            raise OSError(errno.EAGAIN, str(exc)) from exc
+        return thread
 
     def disarm(self, call: Call, used: bool) -> None:
         """The call need not be made any more, or it was made and this is the answer; `used`: something was taken or put."""

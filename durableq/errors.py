@@ -99,7 +99,7 @@ class DecodeError(DurableQError, ValueError):
 
 
 class InsecureSpoolError(DurableQError, PermissionError):
-    """Others can write to this pickle spool, and unpickling is running code."""
+    """Others can write to this spool, and decoding its items, such as unpickling them, could run their code."""
 
 
 class NetworkFilesystemError(DurableQError, OSError):

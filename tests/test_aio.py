@@ -585,6 +585,24 @@ def test_a_forked_child_waits_for_itself(path, tmp_path):
     asyncio.run(asyncio.wait_for(parent(), PATIENCE))
 
 
+def test_when_the_system_has_room_for_a_thread_again_the_next_wait_is_woken(path, monkeypatch):
+    def refuse(thread):
+        raise RuntimeError("can't start new thread")
+
+    async def main():
+        async with AsyncDurableQueue(path) as q:
+            with monkeypatch.context() as shortage:
+                shortage.setattr(threading.Thread, "start", refuse)
+                with pytest.raises(OSError, match="can't start new thread"):
+                    await q.get(timeout=0.1)
+            task = asyncio.create_task(q.get())
+            await wait_until(lambda: waiting(q))
+            await q.put("x")
+            assert await task == "x"
+
+    asyncio.run(asyncio.wait_for(main(), PATIENCE))
+
+
 def test_without_anyio_the_import_says_what_to_install():
     code = "import sys; sys.modules['anyio'] = None\nimport durableq.aio"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

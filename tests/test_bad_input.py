@@ -8,6 +8,7 @@ import re
 import struct
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -103,6 +104,19 @@ def test_a_spool_that_others_can_write_to_may_be_opened_without_pickle(path, ser
     DurableQueue(path, serializer=serializer).close()
 
 
+@pytest.mark.parametrize("serializer", [pickle, SimpleNamespace(dumps=pickle.dumps, loads=pickle.loads)])
+def test_with_a_serializer_object_a_spool_that_others_can_write_to_is_refused_as_with_pickle(path, serializer):
+    DurableQueue(path).close()
+    path.chmod(0o666)
+    assert "chmod" in refuses(path, InsecureSpoolError, serializer=serializer)
+
+
+def test_a_serializer_object_that_says_it_runs_no_code_may_open_a_spool_that_others_can_write_to(path):
+    DurableQueue(path).close()
+    path.chmod(0o666)
+    DurableQueue(path, serializer=SimpleNamespace(dumps=str.encode, loads=bytes.decode, runs_code=False)).close()
+
+
 def test_a_spool_that_others_can_only_read_is_not_refused(path):
     DurableQueue(path).close()
     path.chmod(0o644)
@@ -157,6 +171,12 @@ def test_a_fifo_is_refused_without_waiting_for_its_other_end(path):
     os.mkfifo(path, 0o600)
     with pytest.raises((NotASpoolError, OSError), match=re.escape(str(path))):
         DurableQueue(path)
+
+
+def test_a_fifo_is_not_checked_and_its_other_end_is_not_waited_for(path):
+    os.mkfifo(path, 0o600)
+    with pytest.raises(NotASpoolError, match="is a FIFO"):
+        durableq.check(path)
 
 
 @pytest.mark.parametrize("path_like", [None, 5, 1.5, ["q.dq"]])

@@ -114,6 +114,7 @@ def test_headers_of_durableq_s_own_are_all_that_it_writes_and_are_reserved(q, ra
         ({"at": [1], "tag": {"a": 1}}, {"at": "[1]", "tag": "{'a': 1}"}),
         ({"tag": 1}, {"tag": "1"}),
         ({"x-delivery-count": "many"}, {}),
+        ({"x-b3-traceid": "80f198ee", "x-first-death-queue": "q"}, {"x-b3-traceid": "80f198ee"}),
         ({"compression": "none"}, {"compression": "none"}),
     ],
     ids=str,

@@ -182,6 +182,11 @@ def test_a_url_that_makes_no_sense_is_told_and_nothing_is_taken(q, url, complain
     assert q.stats().ready == 1
 
 
+def test_a_url_that_makes_no_sense_is_a_wrong_command_line(q, path, capsys):
+    assert main(["forward", str(path), "somewhere"]) == 2
+    assert "this is no URL" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("url", ["redis://me:secret@127.0.0.1:1/0/a", "amqp://me:secret@127.0.0.1:1/?queue=a"])
 def test_a_password_is_not_told_to_the_log(q, url, caplog, command):
     q.put(b"a")

@@ -461,6 +461,24 @@ def test_a_waiting_consumer_is_woken_and_does_not_poll(connect, channel, monkeyp
         assert consumer.messages[-1].payload == body
 
 
+def test_when_the_system_has_room_for_a_thread_again_a_consumer_is_woken(connect, channel, monkeypatch):
+    def refuse(thread):
+        raise RuntimeError("can't start new thread")
+
+    consumer = Consumer(connect())
+    spool = consumer.channel._spools.get("jobs", create=False)
+    with monkeypatch.context() as shortage:
+        shortage.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(OSError, match="can't start new thread"):
+            consumer.drain()
+    waits = threading.Thread(target=consumer.drain, daemon=True)
+    waits.start()
+    until(lambda: any(owner.waiting for owner in spool.stats().owners))
+    publish(channel, "a")
+    waits.join(PATIENCE)
+    assert consumer.messages[-1].payload == "a"
+
+
 def test_a_consumer_that_has_its_prefetch_count_sleeps_although_more_is_there(connect, channel, monkeypatch):
     publish(channel, "a", "b")
     consumer = Consumer(connect(), prefetch=1)
@@ -472,6 +490,31 @@ def test_a_consumer_that_has_its_prefetch_count_sleeps_although_more_is_there(co
     with pytest.raises(socket.timeout):
         consumer.drain(timeout=0.1)
     assert len(tries) < 5
+
+
+@pytest.mark.parametrize(
+    "make_room",
+    [
+        lambda message: message.ack(),
+        lambda message: message.reject(),
+        lambda message: message.requeue(),
+        lambda message: message.channel.basic_qos(0, 2, False),
+    ],
+    ids=["ack", "reject", "requeue", "more prefetched"],
+)
+def test_room_that_another_thread_makes_under_the_prefetch_count_wakes_the_consumer(connect, channel, monkeypatch, make_room):
+    publish(channel, "a", "b")
+    consumer = Consumer(connect(), prefetch=1)
+    consumer.drain()
+    bell, asleep = consumer.connection.transport.spools.bell, threading.Event()
+    wait = bell.wait
+    monkeypatch.setattr(bell, "wait", lambda seconds: asleep.set() or wait(seconds))
+    waits = threading.Thread(target=consumer.drain, args=(None,), daemon=True)
+    waits.start()
+    assert asleep.wait(PATIENCE)
+    make_room(consumer.messages[0])
+    waits.join(PATIENCE)
+    assert len(consumer.messages) == 2
 
 
 def test_a_consumer_waits_for_several_queues_at_once(connect, channel):

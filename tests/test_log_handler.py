@@ -112,6 +112,13 @@ def test_it_is_bounded_unless_it_is_told_otherwise(logger, path):
         DurableQueue(path, max_bytes=1)
 
 
+def test_it_is_bounded_in_a_file_that_was_created_empty(logger, path):
+    path.touch(0o600)
+    logger()
+    with pytest.raises(OptionMismatchError, match=str(1 << 30)):
+        DurableQueue(path, max_bytes=1)
+
+
 def test_a_full_disk_or_any_other_trouble_is_told_and_the_program_goes_on(logger, capsys):
     log = logger(max_bytes=2000, on_full="block")
     for n in range(50):

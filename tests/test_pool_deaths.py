@@ -216,6 +216,15 @@ def test_a_killed_pool_leaves_no_worker_and_its_items_go_to_the_next_pool(q, sta
         assert pool().run(until_empty=True).done == 2
 
 
+def test_stories_that_cannot_be_read_cost_no_worker_and_their_item_is_a_dead_letter_all_the_same(q, path, pool):
+    path.with_name("q.dq-failures").mkdir()
+    q.put("x")
+    for _ in range(2):
+        q.reserve().nack()
+    assert pool(max_deliveries=2).run(until_empty=True).dead == 1
+    assert q.stats().dead == 1
+
+
 def test_what_the_workers_of_killed_pools_could_not_tell_is_told_by_the_next(q, start, path, pool):
     q.put(("hog", NEVER))
     for _ in range(2):

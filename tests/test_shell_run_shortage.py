@@ -122,6 +122,26 @@ os.pidfd_open = refuse_the_second
     assert stat(shell) == DONE
 
 
+@pytest.mark.parametrize(("items", "output"), [("", b""), ("x", b"x\n")])
+def test_without_the_thread_that_waits_for_more_it_ends_once_nothing_runs_any_more(shell, items, output):
+    shell.run(f"printf '%s' '{items}' | durableq put q.dq")
+    code = """
+import threading
+start = threading.Thread.start
+def refuse(thread):
+    if thread.name == "durableq-watch":
+        open("go", "w").close()
+        raise RuntimeError("can't start new thread")
+    start(thread)
+threading.Thread.start = refuse
+"""
+    script = "durableq run -f q.dq -j 2 --retries 0 -- sh -c 'while [ ! -e go ]; do sleep 0.01; done; echo {}'"
+    done = shell.run(script, code=1, env=broken(shell, code))
+    assert "raise `ulimit -u`" in one_line(done.stderr)
+    assert done.stdout == output
+    assert stat(shell) == DONE
+
+
 def test_that_there_are_descriptors_beyond_a_thousand_makes_no_difference(shell):
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     if 0 <= hard < 1200:

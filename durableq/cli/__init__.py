@@ -33,7 +33,16 @@ from durableq.cli._command import (
     tell,
 )
 from durableq.cli._registry import COMMANDS, command
-from durableq.errors import DamagedError, DurableQError, Empty, Full, OptionMismatchError, ReservedNameError, ShutDown
+from durableq.errors import (
+    BadURLError,
+    DamagedError,
+    DurableQError,
+    Empty,
+    Full,
+    OptionMismatchError,
+    ReservedNameError,
+    ShutDown,
+)
 
 __all__ = ["COMMANDS", "EXIT_CODES", "Command", "Failure", "command", "main", "parse", "parser", "subparser"]
 
@@ -173,7 +182,7 @@ def _finish_stdout() -> None:
 def _code(error: Exception) -> int:
     if isinstance(error, Failure):
         return error.code
-    usage = (OptionMismatchError, ReservedNameError)
+    usage = (BadURLError, OptionMismatchError, ReservedNameError)
     for kind, code in ((DamagedError, DAMAGED), (usage, USAGE), (Empty, EMPTY), (Full, FULL)):
         if isinstance(error, kind):
             return code

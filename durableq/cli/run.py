@@ -142,7 +142,7 @@ class _Runner:
         self._started = 0
         self._empty = self._stopping = False
         self._exhausted = False
-        """Whether there was too little of something to start a command, and none has ended since."""
+        """Whether there was too little of something to start a command or to wait for an item, and none has ended since."""
         self._wrong: Failure | None = None
         """Why we stop, if not because all is done."""
         self._poll = select.poll()
@@ -219,14 +219,18 @@ class _Runner:
             return
         except OSError as error:
             self._loans.give_back(delivery)
-            self._exhausted = True
-            if not self._jobs:
-                self._stop_for(_no_start(self._queue.path, error))
+            self._has_too_little(error)
             return
         self._started += 1
         self._jobs.append(job)
         self._poll.register(job.end, select.POLLIN)
         self._poll.register(job.errors, select.POLLIN)
+
+    def _has_too_little(self, error: OSError) -> None:
+        """Go on when a command has ended and left us more; if none runs, give up."""
+        self._exhausted = True
+        if not self._jobs:
+            self._stop_for(_no_start(self._queue.path, error))
 
     # -- waiting -------------------------------------------------------------------------------------------------------
 
@@ -239,8 +243,12 @@ class _Runner:
     def _wait(self) -> None:
         """Until a command has ended or says something, an item has come, or the clock says so."""
         wants = self._empty and self._has_room()
-        if wants and not self._watch.arm(self._call):
-            self._watch.disarm(self._call, used=True)
+        try:
+            if wants and not self._watch.arm(self._call):
+                self._watch.disarm(self._call, used=True)
+                return
+        except OSError as error:
+            self._has_too_little(error)
             return
         try:
             self._signals.poll(self._poll, _milliseconds(self._seconds_left()), deaf=self._stopping)

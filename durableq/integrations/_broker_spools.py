@@ -120,8 +120,9 @@ class Spools:
             if store.may_take():
                 return False
             watch, call = Watch(store, GET), Call(self.bell.ring, store.may_take)
+            armed = watch.arm(call)
             self._calls[queue] = watch, call
-            if not watch.arm(call):
+            if not armed:
                 return False
         return True
 

@@ -57,13 +57,17 @@ class QoS(virtual.QoS):
 
     def ack(self, delivery_tag: int) -> None:
         """The message is done."""
-        self.channel.settle(delivery_tag, Delivery.ack)
-        super().ack(delivery_tag)
+        self._settle(delivery_tag, Delivery.ack)
 
     def reject(self, delivery_tag: int, requeue: bool = False) -> None:
         """Give the message back, or put it with the dead letters."""
-        self.channel.settle(delivery_tag, Delivery.nack if requeue else Delivery.reject)
+        self._settle(delivery_tag, Delivery.nack if requeue else Delivery.reject)
+
+    def _settle(self, delivery_tag: int, how: Callable[[Delivery], None]) -> None:
+        self.channel.settle(delivery_tag, how)
         super().ack(delivery_tag)
+        if self.prefetch_count:  # this may be another thread than that which sleeps for want of room
+            self.channel.bell.ring()
 
     def restore_unacked(self) -> list[Any]:
         """Give everything back: orderly, so it does not count as a delivery, however often a worker is restarted."""
@@ -86,6 +90,7 @@ class Channel(virtual.Channel):
     def __init__(self, connection: Transport, **kwargs: Any) -> None:
         super().__init__(connection, **kwargs)
         self._spools = connection.spools
+        self.bell = connection.spools.bell
         self.lent = connection.lent
         self._no_ack: set[str] = set()
 
@@ -156,6 +161,11 @@ class Channel(virtual.Channel):
         if no_ack and message is not None:
             self.settle(message.delivery_tag, Delivery.ack)
         return message
+
+    def basic_qos(self, prefetch_size: int = 0, prefetch_count: int = 0, apply_global: bool = False) -> None:
+        """Set the prefetch count."""
+        super().basic_qos(prefetch_size, prefetch_count, apply_global)
+        self.bell.ring()  # as in `QoS`: there may be more room now
 
     # -- queues and exchanges ------------------------------------------------------------------------------------------
 

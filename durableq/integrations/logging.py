@@ -44,8 +44,8 @@ class DurableHandler(logging.Handler):
     """
 
     def __init__(self, path: str | os.PathLike[str], level: int | str = logging.NOTSET, **options: Any) -> None:
-        # A queue that is there has its own bound.
-        own = "max_bytes" in options or os.path.exists(path)
+        # A queue that is there has its own bound; an empty file is none yet, but becomes a new one.
+        own = "max_bytes" in options or (os.path.exists(path) and os.path.getsize(path) > 0)
         bound = {} if own else {"max_bytes": _BOUND, "on_full": "drop_oldest"}
         self._queue = DurableQueue(path, **{"serializer": "json", **bound, **options})
         super().__init__(level)  # only now: the module closes at exit whatever handler it knows

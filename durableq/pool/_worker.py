@@ -23,6 +23,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -160,7 +161,9 @@ class Worker:
         if most is None or delivery.deliveries <= most:
             return False
         before = delivery.deliveries - 1
-        story = failures.latest(self._queue, delivery.id)
+        story = None
+        with suppress(OSError):  # stories that cannot be read cost no worker, and the item still has had its chances
+            story = failures.latest(self._queue, delivery.id)
         if story is None or story.deliveries < before:  # the pool that saw its worker die did not live to tell
             reason = f"delivered {before} times, and nobody lived to tell what happened"
             failures.note(self._queue, Failure.now(delivery.id, before, NOT_DECODED, reason))

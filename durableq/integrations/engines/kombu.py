@@ -36,6 +36,17 @@ HEARTBEAT = 30.0
 CONNECT_PATIENCE = 5.0
 _SHORTEST, _LONGEST = 0.001, 0.1
 """Seconds between two looks of who waits for an item."""
+_OF_THE_BROKER = (
+    "x-death",
+    "x-first-death-",
+    "x-last-death-",
+    "x-delivery-count",
+    "x-acquired-count",
+    "x-stream-offset",
+    "x-received-from",
+    "x-opt-",
+)
+"""How headers begin that a broker adds on the way; others with an `x-` are the sender's, such as a trace context of B3."""
 _abandoned: list[Any] = []
 """Connections of the parent of this process. Nobody closes them here: that would tell the broker that the parent is gone."""
 
@@ -201,7 +212,8 @@ class KombuEngine(Engine):
         tag, enqueued = number(headers.get("tag")), number(headers.get("at"))
         if tag is None or enqueued is None:
             tag, enqueued, ours = self._own_tag, 0, HEADERS - {"tag", "at"}
-        others = {field: as_text(value) for field, value in headers.items() if field not in ours and not field.startswith("x-")}
+        theirs = (field for field in headers if field not in ours and not field.startswith(_OF_THE_BROKER))
+        others = {field: as_text(headers[field]) for field in theirs}
         body = Body(payload, tag, enqueued, name).carrying(others)
         # Exact for quorum queues, else whether it was delivered before; not even that on some transports.
         before = number(headers.get("x-delivery-count"))
