@@ -188,7 +188,7 @@ class _Getter:
         return len(box)
 
     def _settle(self, at_least: int = 0) -> None:
-        """Ack all whose bytes are through, if there are `at_least` so many; large ones in a thread beside, batch after batch."""
+        """Ack all whose bytes are through, if there are `at_least` so many: large batches in threads beside, in order."""
         end = self._outlet.through()
         length = end - self._settled
         if length < at_least and len(self._sent) < _BOXES:
@@ -208,7 +208,7 @@ class _Getter:
         self._acks.append(self._beside.submit(self._ack, end, flushed, *self._acks))
 
     def _ack(self, end: int, *first: Future[None]) -> None:
-        """Ack all whose bytes end up to here, after `first`: an ack of what the disk does not have, and a power cut loses it."""
+        """Ack all whose bytes end up to here, after `first`. Were an ack on the disk before its item, a power cut would lose it."""
         for one in first:
             one.result()
         while self._sent and self._sent[0].end <= end:
