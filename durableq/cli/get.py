@@ -208,7 +208,7 @@ class _Getter:
         self._acks.append(self._beside.submit(self._ack, end, flushed, *self._acks))
 
     def _ack(self, end: int, *first: Future[None]) -> None:
-        """Ack all whose bytes end up to here, after `first`. Were an ack on the disk before its item, a power cut would lose it."""
+        """Ack all whose bytes end up to here, after `first`: an ack on the disk before its item, and a power cut loses it."""
         for one in first:
             one.result()
         while self._sent and self._sent[0].end <= end:
