@@ -1,8 +1,8 @@
 """Checking a spool, beside its users if need be, and repairing one that has none.
 
 `check` writes nothing. What it says of a spool that nobody has open is what recovery would say, and then some: it reads
-every payload. Beside live users it believes the control words, and looks twice at what seems damaged: it may have been
-finished and given back in between.
+every payload. It believes the control words where opening would. Beside live users it looks twice at what seems damaged: it
+may have been finished and given back in between.
 
 `repair` copies the spool aside before it changes anything. Then it puts a dead pad over every damaged place, so that
 readers pass it without a word, and writes the superblock anew. The salt that makes records unforgeable is in two of its
@@ -37,6 +37,7 @@ from durableq._spool import (
     static_copies,
 )
 from durableq._state import BASE, EPOCH, H_COMMIT, H_POS, LEDGER_OFFSET, T_COMMIT, T_POS, belongs, identity
+from durableq._trust import still_fits
 from durableq.errors import DamagedError
 
 
@@ -110,12 +111,11 @@ def _repair(path: str) -> Report:
     try:
         if not _os.try_lock_byte(fd, USERS_BYTE):
             raise OSError(errno.EBUSY, f"the queue is in use; stop its users first (`fuser {path}`)", path)
-        checker = _Checker(path, fd)
-        found = checker.report()
+        found = _Checker(path, fd).report()
         if found.ok:
             return found
         backup = _back_up(path, fd)
-        checker.mend(found)
+        _Checker(path, fd, offline=True).mend()  # by what the records say: an opening will have no control words either
         return replace(_Checker(path, fd, offline=True).report(), damaged=found.damaged, torn=found.torn, backup=backup)
     finally:
         os.close(fd)
@@ -126,6 +126,7 @@ class _Checker:
         self._path = path
         self._fd = fd
         self._size = os.fstat(fd).st_size
+        self._offline = offline
         self._bad_sectors: list[Damage] = []
         try:
             salt, options = read_static(path, fd)
@@ -134,7 +135,7 @@ class _Checker:
             salt, options = _salt_of_records(fd, self._size) or 0, Options()
             self._bad_sectors += [Damage(at, 512, "superblock") for at, _ in static_copies(fd)]
         self._spool = Spool(path, fd, salt, options)
-        self._words = None if offline else self._control_words()
+        self._words = self._control_words()
         for sector in (*range(TAIL_SECTOR, TAIL_SECTOR + 2), *range(HEAD_SECTOR, HEAD_SECTOR + 2)):
             if self._spool.is_bad_checkpoint(sector) and self._words is None:
                 self._bad_sectors.append(Damage(sector * 512, 512, "checkpoint"))
@@ -142,12 +143,9 @@ class _Checker:
     def report(self) -> Report:
         """Read everything; once more if the queue went to another place of the file meanwhile."""
         for _ in range(10):
-            words = self._words
-            found = self._read()
-            if words is None:
-                break
+            words, found = self._words, self._read()
             self._words = self._control_words()
-            if self._words is None or self._words[0] == words[0]:
+            if self._words is None or (words is not None and self._words[0] == words[0]):
                 break
         return found
 
@@ -246,12 +244,14 @@ class _Checker:
 
     def _control_words(self) -> tuple[int, int, int] | None:
         """(base, head, tail) as the users of this boot know them; None if there are none whose words can be believed."""
+        if self._offline:
+            return None
         try:
             fd = os.open(f"{self._path}-shm", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         except OSError:
             return None
         try:
-            if not belongs(fd, identity(self._fd, self._spool.salt)):
+            if not (belongs(fd, identity(self._fd, self._spool.salt)) and still_fits(fd, self._spool)):
                 return None
             before = None
             for _ in range(1000):
@@ -260,15 +260,15 @@ class _Checker:
                 now = (words[BASE], head, tail)
                 # The same twice: no position was read while it was being changed.
                 if now == before and not words[EPOCH] & 1:
-                    break
+                    return now
                 before = now
-            return now
+            return None  # whoever changed BASE was killed at it: the records know better
         finally:
             os.close(fd)
 
     # -- mending -------------------------------------------------------------------------------------------------------
 
-    def mend(self, found: Report) -> None:
+    def mend(self) -> None:
         """Put pads over what is damaged and write the superblock anew. Under the cold lock, without users."""
         spool = self._spool
         recovery = Recovery(spool, self._size)

@@ -24,9 +24,12 @@ from durableq._state import BASE, EPOCH, H_COMMIT, H_GEN, H_POS, LEDGER_OFFSET, 
 
 
 def still_fits(fd: int, spool: Spool) -> bool:
-    """Whether control words of this boot fit their file, the spool and the mount; those in use do."""
-    if not _os.try_lock_byte(spool.fd, USERS_BYTE):
-        return True
+    """Whether control words of this boot fit their file, the spool and the mount; those in use do. Changes nothing."""
+    # First look, then ask for users, as these may come meanwhile and store words while they are looked at.
+    return _fit(fd, spool) or _os.byte_is_locked(spool.fd, USERS_BYTE)
+
+
+def _fit(fd: int, spool: Spool) -> bool:
     words = _words(fd)
     head, tail = words[H_POS + (words[H_COMMIT] & 1)], words[T_POS + (words[T_COMMIT] & 1)]
     if words[MOUNT] != _os.mount_id(spool.fd) or not region_fits(words[REGION], os.fstat(fd).st_size):
