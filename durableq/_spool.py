@@ -5,6 +5,7 @@ The first 4 KiB are the superblock, in sectors of 512 bytes so that a torn write
     sector 0      static: magic, format version, salt, time of creation, the queue-wide options, crc32
     sectors 1, 2  tail checkpoints, written in turn under the tail lock: the one with the higher generation counts
     sectors 3, 4  head checkpoints, written in turn under the head lock
+    sector 5      8 random bytes that name the control file in force (see `_trust`); zeros: none
     sector 7      a copy of sector 0, so that no single sector is needed to open the file
 
 A tail checkpoint says how many records lie before a position, and that all of them are on the disk; a head checkpoint says
@@ -44,7 +45,7 @@ SUPERBLOCK = 4096
 SECTOR = 512
 _STATIC = struct.Struct("<8sIIQQQIIQI")
 _CHECKPOINT = struct.Struct("<9QI")
-TAIL_SECTOR, HEAD_SECTOR, COPY_SECTOR = 1, 3, 7
+TAIL_SECTOR, HEAD_SECTOR, CONTROL_SECTOR, COPY_SECTOR = 1, 3, 5, 7
 USERS_BYTE = 1 << 62
 """Every handle holds a shared lock on this byte of the spool: who finds the control file missing learns whether others
 still work with the deleted one."""
@@ -206,6 +207,14 @@ class Spool:
         """Whether a sector holds something that is no checkpoint (a new spool has zeros in some)."""
         data = _os.pread(self.fd, _CHECKPOINT.size, sector * SECTOR)
         return any(data) and data[-4:] != struct.pack("<I", zlib.crc32(data[:-4], self.salt))
+
+    def note_control(self, name: bytes) -> None:
+        """Name the control file in force. Never synced for this: after a power cut none fits, as all are of another boot."""
+        _os.pwrite_all(self.fd, name, CONTROL_SECTOR * SECTOR)
+
+    def control_name(self) -> bytes:
+        """The name of the control file in force; zeros if there is none."""
+        return _os.pread(self.fd, 8, CONTROL_SECTOR * SECTOR)
 
     # -- what is broken ------------------------------------------------------------------------------------------------
 
