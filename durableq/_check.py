@@ -17,6 +17,7 @@ import time
 import zlib
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -111,10 +112,11 @@ def _repair(path: str) -> Report:
     try:
         if not _os.try_lock_byte(fd, USERS_BYTE):
             raise OSError(errno.EBUSY, f"the queue is in use; stop its users first (`fuser {path}`)", path)
-        found = _Checker(path, fd).report()
+        checker = _Checker(path, fd)
+        found = checker.report()
         if found.ok:
             return found
-        backup = _back_up(path, fd)
+        backup = checker.back_up()
         _Checker(path, fd, offline=True).mend()  # by what the records say: an opening will have no control words either
         return replace(_Checker(path, fd, offline=True).report(), damaged=found.damaged, torn=found.torn, backup=backup)
     finally:
@@ -268,6 +270,33 @@ class _Checker:
 
     # -- mending -------------------------------------------------------------------------------------------------------
 
+    def back_up(self) -> str:
+        """Copy the spool aside, holes as holes; durable when it returns. Never over a file that is there."""
+        names = (f"{self._path}-backup{n if n > 1 else ''}" for n in range(1, 1000))
+        name = next((name for name in names if not os.path.lexists(name)), None)
+        if name is None:
+            raise FileExistsError(errno.EEXIST, "a thousand backups are there already; move them away", self._path)
+        unfinished = f"{self._path}-backup.new"  # under the cold lock nobody else makes one
+        try:
+            try:
+                with suppress(FileNotFoundError):
+                    os.unlink(unfinished)  # of a repair that was killed
+                copy = _os.create_beside(os.fstat(self._fd), unfinished)
+                try:
+                    _copy(self._fd, copy)
+                    os.fsync(copy)
+                finally:
+                    os.close(copy)
+                os.rename(unfinished, name)
+            except BaseException:
+                with suppress(OSError):
+                    os.unlink(unfinished)
+                raise
+            _os.sync_directory(self._path)
+        except OSError as exc:
+            raise self._spool.disk_error(exc, f"cannot copy it to {name} before it is repaired") from exc
+        return name
+
     def mend(self) -> None:
         """Put pads over what is damaged and write the superblock anew. Under the cold lock, without users."""
         spool = self._spool
@@ -298,26 +327,6 @@ class _Checker:
             os.unlink(f"{self._path}-shm")  # it knows the spool as it was
         except FileNotFoundError:
             return
-
-
-def _back_up(path: str, fd: int) -> str:
-    """Copy the spool aside, holes as holes; durable when it returns. Never over a file that is there."""
-    for n in range(1, 1000):
-        name = f"{path}-backup{n if n > 1 else ''}"
-        try:
-            copy = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-            break
-        except FileExistsError:
-            continue
-    else:
-        raise FileExistsError(errno.EEXIST, "a thousand backups are there already; move them away", path)
-    try:
-        _copy(fd, copy)
-        os.fsync(copy)
-    finally:
-        os.close(copy)
-    _os.sync_directory(path)
-    return name
 
 
 def _copy(fd: int, copy: int) -> None:

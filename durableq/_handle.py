@@ -151,7 +151,7 @@ class Handle(Stepping):
                 if ours:
                     keep_counts(fd, spool)
                 # With nobody else here, an old file is used again: on a full disk there may be no room for a new one.
-                fd = create(path, os.fstat(spool.fd).st_mode & 0o666) if fd < 0 else reuse(fd)
+                fd = create(path, os.fstat(spool.fd)) if fd < 0 else reuse(fd)
                 put_in_force(fd, spool)
             except OSError as exc:
                 if fd >= 0:

@@ -23,6 +23,7 @@ import stat
 import struct
 import time
 import zlib
+from contextlib import suppress
 from dataclasses import dataclass
 
 from durableq import _os
@@ -231,9 +232,11 @@ class Spool:
     def set_aside(self, position: int, offset: int, length: int) -> None:
         """Append damaged bytes to `q.dq-damaged`, with a line that names them. A hint: it can fail on a full disk."""
         note = f"durableq: {length} damaged bytes from offset {offset} (position {position}) of {self.path}\n"
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
+        name, flags = f"{self.path}-damaged", os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
         try:
-            with open(os.open(f"{self.path}-damaged", flags, 0o600), "wb") as file:
+            with suppress(FileExistsError):
+                os.close(_os.create_beside(os.fstat(self.fd), name))
+            with open(os.open(name, flags), "wb") as file:
                 file.write(note.encode())
                 for at in range(offset, offset + length, 1 << 20):
                     piece = _os.pread(self.fd, min(offset + length - at, 1 << 20), at)

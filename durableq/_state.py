@@ -205,17 +205,15 @@ def reuse(fd: int) -> int:
     return fd
 
 
-def create(path: str, mode: int) -> int:
+def create(path: str, spool: os.stat_result) -> int:
     """A fresh control file in place of whatever lay there, with real blocks under its fixed part; returns its fd.
 
     A new inode rather than a truncated file: a process that still maps the old one must never see it shrink (SIGBUS).
     """
     temporary = f"{path}.{os.getpid()}.new"
-    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
     with suppress(FileNotFoundError):
         os.unlink(temporary)  # left by a process of the same pid that was killed right here
-    fd = os.open(temporary, flags, mode)
-    os.fchmod(fd, mode)  # whatever the umask says, as for the spool
+    fd = _os.create_beside(spool, temporary)
     try:
         _os.disable_copy_on_write(fd)
         _os.allocate(fd, 0, LEDGER_OFFSET)
