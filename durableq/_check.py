@@ -38,7 +38,7 @@ from durableq._spool import (
     static_copies,
 )
 from durableq._state import BASE, EPOCH, H_COMMIT, H_POS, LEDGER_OFFSET, T_COMMIT, T_POS, belongs, identity
-from durableq._trust import still_fits
+from durableq._trust import keep_counts, still_fits
 from durableq.errors import DamagedError
 
 
@@ -117,7 +117,7 @@ def _repair(path: str) -> Report:
         if found.ok:
             return found
         backup = checker.back_up()
-        _Checker(path, fd, offline=True).mend()  # by what the records say: an opening will have no control words either
+        _Checker(path, fd, offline=True).mend()  # by what the records say, as the next opening
         return replace(_Checker(path, fd, offline=True).report(), damaged=found.damaged, torn=found.torn, backup=backup)
     finally:
         os.close(fd)
@@ -246,14 +246,11 @@ class _Checker:
 
     def _control_words(self) -> tuple[int, int, int] | None:
         """(base, head, tail) as the users of this boot know them; None if there are none whose words can be believed."""
-        if self._offline:
+        fd = -1 if self._offline else self._control_file()
+        if fd < 0:
             return None
         try:
-            fd = os.open(f"{self._path}-shm", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-        except OSError:
-            return None
-        try:
-            if not (belongs(fd, identity(self._fd, self._spool.salt)) and still_fits(fd, self._spool)):
+            if not still_fits(fd, self._spool):
                 return None
             before = None
             for _ in range(1000):
@@ -267,6 +264,17 @@ class _Checker:
             return None  # whoever changed BASE was killed at it: the records know better
         finally:
             os.close(fd)
+
+    def _control_file(self) -> int:
+        """A descriptor of the control file; -1 if there is none of this spool in this boot."""
+        try:
+            fd = os.open(f"{self._path}-shm", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except OSError:
+            return -1
+        if belongs(fd, identity(self._fd, self._spool.salt)):
+            return fd
+        os.close(fd)
+        return -1
 
     # -- mending -------------------------------------------------------------------------------------------------------
 
@@ -300,6 +308,11 @@ class _Checker:
     def mend(self) -> None:
         """Put pads over what is damaged and write the superblock anew. Under the cold lock, without users."""
         spool = self._spool
+        control_fd = self._control_file()
+        if control_fd >= 0:
+            keep_counts(control_fd, spool)
+            os.close(control_fd)
+        spool.note_control(bytes(8))  # before the first change: the words know the spool as it was
         recovery = Recovery(spool, self._size)
         recovery.find_tail()
         recovery.find_head()
@@ -323,10 +336,6 @@ class _Checker:
             mark = Checkpoint(generation, base, head, sequence - waiting, head, 0, drops, count, size)
             spool.write_checkpoint(HEAD_SECTOR, mark)
         _os.fdatasync(self._fd)
-        try:
-            os.unlink(f"{self._path}-shm")  # it knows the spool as it was
-        except FileNotFoundError:
-            return
 
 
 def _copy(fd: int, copy: int) -> None:

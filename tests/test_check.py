@@ -246,3 +246,50 @@ def test_damage_is_found_and_mended_after_a_kill_inside_compact(half_compacted):
     assert durableq.repair(half_compacted).backup is not None
     with DurableQueue(half_compacted, serializer="bytes") as q:
         assert len(q.get_many(1000)) == 99
+
+
+HOLD_AND_DIE = """
+q = DurableQueue(path, max_deliveries=3, serializer="bytes")
+held = q.reserve_many(5)
+say(*(delivery.deliveries for delivery in held))
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_deliveries_are_counted_over_kills_with_a_repair_between(path):
+    with DurableQueue(path, max_deliveries=3, serializer="bytes") as q:
+        q.put_many(ITEMS)
+    for count in (1, 2, 3):
+        child = Child(HOLD_AND_DIE, path)
+        assert child.hear() == " ".join(5 * str(count))
+        child.process.wait()
+        child.dispose()
+        spoil(path, path.read_bytes().index(ITEMS[10 + count]), b"\xff")
+        assert durableq.repair(path).backup is not None
+    with DurableQueue(path, serializer="bytes") as q:
+        assert q.get_many(100) == ITEMS[5:11] + ITEMS[14:]
+        assert q.dead_letters.get_many(10) == ITEMS[:5]
+
+
+@pytest.mark.parametrize("step", ["Spool.cover", "Spool.store_options"])
+def test_a_kill_inside_repair_costs_nothing_that_is_whole(spool, step):
+    """The spool is mended or not, and nobody believes the control words of the one before."""
+    at = spool.read_bytes().index(ITEMS[50])
+    spoil(spool, at, b"\xff")
+    child = Child(
+        f"""
+        from durableq._spool import Spool
+        def kill(*arguments, step={step}):
+            step(*arguments)
+            os.kill(os.getpid(), signal.SIGKILL)
+        {step} = kill
+        durableq.repair(path)
+        """,
+        spool,
+    )
+    assert child.process.wait() < 0
+    child.dispose()
+    assert not durableq.check(spool).live
+    got, dead, _ = drain(spool)
+    assert got == ITEMS[11:50] + ITEMS[51:]
+    assert dead == [ITEMS[10]]
