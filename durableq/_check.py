@@ -39,7 +39,7 @@ from durableq._spool import (
 )
 from durableq._state import BASE, EPOCH, H_COMMIT, H_POS, LEDGER_OFFSET, T_COMMIT, T_POS, belongs, identity
 from durableq._trust import keep_counts, still_fits
-from durableq.errors import DamagedError
+from durableq.errors import DamagedError, NotASpoolError
 
 
 class Damage(NamedTuple):
@@ -133,8 +133,13 @@ class _Checker:
         try:
             salt, options = read_static(path, fd)
             self._bad_sectors += [Damage(at, 512, "superblock") for at, good in static_copies(fd) if not good]
-        except DamagedError:
-            salt, options = _salt_of_records(fd, self._size) or 0, Options()
+        except (DamagedError, NotASpoolError) as exc:
+            # Of a lost superblock not even the magic is left: that it was one takes zeros, and several records behind them.
+            is_lost = isinstance(exc, NotASpoolError)
+            found = _salt_of_records(fd, self._size, least=3 if is_lost else 1)
+            if is_lost and (found is None or any(_os.pread(fd, SUPERBLOCK, 0))):
+                raise
+            salt, options = found or 0, Options()
             self._bad_sectors += [Damage(at, 512, "superblock") for at, _ in static_copies(fd)]
         self._spool = Spool(path, fd, salt, options)
         self._words = self._control_words()
@@ -349,14 +354,14 @@ def _copy(fd: int, copy: int) -> None:
         offset += len(data) or size
 
 
-def _salt_of_records(fd: int, size: int) -> int | None:
-    """The salt with which the sums of most headers come out right; None if there is no record."""
+def _salt_of_records(fd: int, size: int, least: int) -> int | None:
+    """The salt with which the sums of most headers come out right; None if that are fewer than `least`."""
     votes: Counter[int] = Counter()
     for body, total in _possible_headers(fd, size):
         votes[_crc32_seed(body, total)] += 1
         if votes.total() >= 1000:
             break
-    return max(votes, key=lambda salt: votes[salt], default=None)
+    return next((salt for salt, count in votes.most_common(1) if count >= least), None)
 
 
 def _possible_headers(fd: int, size: int) -> Iterator[tuple[bytes, int]]:

@@ -352,7 +352,9 @@ def read_static(path: str, fd: int) -> tuple[int, Options]:
         if on_full < len(_ON_FULL):
             return salt, Options(maxsize, max_bytes, _ON_FULL[on_full], max_deliveries, lease_ms)
     if not known:
-        raise NotASpoolError(f"{path}: is not a durableq spool; it was not touched, name another file")
+        lost = os.fstat(fd).st_size > SUPERBLOCK and not any(_os.pread(fd, SUPERBLOCK, 0))
+        hint = "; if it was one, run durableq.repair on it" if lost else ""
+        raise NotASpoolError(f"{path}: is not a durableq spool; it was not touched, name another file{hint}")
     if os.fstat(fd).st_size < SUPERBLOCK:
         raise DamagedError(f"{path}: is cut off inside its superblock; run durableq.repair on it")
     raise DamagedError(f"{path}: the superblock is damaged; run durableq.repair on it")

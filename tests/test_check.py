@@ -167,6 +167,27 @@ def test_repair_writes_the_superblock_anew_from_what_the_records_say(spool, sect
     assert dead == [ITEMS[10]]
 
 
+def test_a_superblock_that_was_zeroed_is_written_anew_if_records_follow_it(spool):
+    spoil(spool, 0, bytes(4096))
+    with pytest.raises(NotASpoolError, match="repair"):
+        DurableQueue(spool)
+    assert {damage.offset for damage in durableq.check(spool).damaged} == {0, COPY}
+    assert durableq.repair(spool).ok
+    got, dead, _ = drain(spool)
+    assert got == ITEMS[11:]
+    assert dead == [ITEMS[10]]
+
+
+@pytest.mark.parametrize("front, records", [(bytes(4095) + b"x", 100), (bytes(4096), 2)], ids=["not all zeros", "few records"])
+def test_a_few_records_or_records_behind_something_else_make_no_spool_of_a_file(spool, front, records):
+    end = spool.read_bytes().index(ITEMS[records - 1]) + len(ITEMS[0])
+    spool.write_bytes(front + spool.read_bytes()[4096:end])
+    before = spool.read_bytes()
+    with pytest.raises(NotASpoolError):
+        durableq.repair(spool)
+    assert spool.read_bytes() == before
+
+
 def test_repair_refuses_a_queue_in_use(spool):
     at = spool.read_bytes().index(ITEMS[50])
     spoil(spool, at, b"\xff")
