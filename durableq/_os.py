@@ -120,7 +120,7 @@ def pwrite_all(fd: int, data: bytes | bytearray | memoryview, offset: int) -> No
 
 
 def create_beside(spool: os.stat_result, path: str) -> int:
-    """Create a companion of a spool for who may use that: with its mode, and its owner's where root does it. Returns its fd.
+    """Create a companion of a spool for who may use that: with its mode, and its owner's if root does it. Returns its fd.
 
     Raises FileExistsError; root gives away no file that was there, as it may be a link to one that is none of the owner's.
     """
