@@ -262,11 +262,16 @@ class _Checker:
                 words = memoryview(os.pread(fd, LEDGER_OFFSET, 0)).cast("Q")
                 head, tail = words[H_POS + (words[H_COMMIT] & 1)], words[T_POS + (words[T_COMMIT] & 1)]
                 now = (words[BASE], head, tail)
+                changing = words[EPOCH] & 1
                 # The same twice: no position was read while it was being changed.
-                if now == before and not words[EPOCH] & 1:
-                    return now
+                if now == before and not changing:
+                    break
+                if changing:
+                    if not _os.byte_is_locked(self._fd, USERS_BYTE):
+                        break
+                    time.sleep(0.001)
                 before = now
-            return None  # whoever changed BASE was killed at it: the records know better
+            return None if changing else now  # whoever changed BASE was killed at it: the records know better
         finally:
             os.close(fd)
 

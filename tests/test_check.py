@@ -234,6 +234,7 @@ for _ in range(100):
 
 def collapse(*arguments, collapse=durableq._os.collapse):
     say(collapse(*arguments))
+    hear()
     os.kill(os.getpid(), signal.SIGKILL)
 
 durableq._os.collapse = collapse
@@ -243,16 +244,29 @@ say("not killed")
 
 
 @pytest.fixture
-def half_compacted(path):
-    """A spool of 100 items whose only user was killed when the front was cut out, but BASE was not stored yet."""
+def compacting(path):
+    """The only user of a spool of 100 items, where it has cut out the front and has not stored BASE yet. Told, it is killed."""
     child = Child(KILLED_IN_COMPACT, path)
     try:
         if child.hear() != "True":
             pytest.skip("this file system collapses no range")
-        child.process.wait()
+        yield child
     finally:
         child.dispose()
+
+
+@pytest.fixture
+def half_compacted(path, compacting):
+    """What is left after that."""
+    compacting.tell()
+    compacting.process.wait()
     return path
+
+
+@pytest.mark.usefixtures("compacting")
+def test_a_check_beside_a_compact_that_does_not_end_finds_all_that_is_there(path):
+    report = durableq.check(path)
+    assert (report.ok, report.waiting) == (True, 100)
 
 
 def test_what_a_kill_inside_compact_left_is_all_found(half_compacted):
