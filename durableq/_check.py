@@ -1,8 +1,8 @@
 """Checking a spool, beside its users if need be, and repairing one that has none.
 
 `check` writes nothing. What it says of a spool that nobody has open is what recovery would say, and then some: it reads
-every payload. Beside live users it believes the control words, and looks twice at what seems damaged: it may have been
-finished and given back in between.
+every payload. It believes the control words where opening would. Beside live users it looks twice at what seems damaged: it
+may have been finished and given back in between.
 
 `repair` copies the spool aside before it changes anything. Then it puts a dead pad over every damaged place, so that
 readers pass it without a word, and writes the superblock anew. The salt that makes records unforgeable is in two of its
@@ -18,6 +18,7 @@ import time
 import zlib
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -38,6 +39,7 @@ from durableq._spool import (
     static_copies,
 )
 from durableq._state import BASE, EPOCH, H_COMMIT, H_POS, LEDGER_OFFSET, T_COMMIT, T_POS, belongs, identity
+from durableq._trust import keep_counts, still_fits
 from durableq.errors import DamagedError, NotASpoolError
 
 
@@ -117,8 +119,8 @@ def _repair(path: str) -> Report:
         found = checker.report()
         if found.ok:
             return found
-        backup = _back_up(path, fd)
-        checker.mend(found)
+        backup = checker.back_up()
+        _Checker(path, fd, offline=True).mend()  # by what the records say, as the next opening
         return replace(_Checker(path, fd, offline=True).report(), damaged=found.damaged, torn=found.torn, backup=backup)
     finally:
         os.close(fd)
@@ -129,15 +131,21 @@ class _Checker:
         self._path = path
         self._fd = fd
         self._size = os.fstat(fd).st_size
+        self._offline = offline
         self._bad_sectors: list[Damage] = []
         try:
             salt, options = read_static(path, fd)
             self._bad_sectors += [Damage(at, 512, "superblock") for at, good in static_copies(fd) if not good]
-        except DamagedError:
-            salt, options = _salt_of_records(fd, self._size) or 0, Options()
+        except (DamagedError, NotASpoolError) as exc:
+            # Of a lost superblock not even the magic is left: that it was one takes zeros, and several records behind them.
+            is_lost = isinstance(exc, NotASpoolError)
+            found = _salt_of_records(fd, self._size, least=3 if is_lost else 1)
+            if is_lost and (found is None or any(_os.pread(fd, SUPERBLOCK, 0))):
+                raise
+            salt, options = found or 0, Options()
             self._bad_sectors += [Damage(at, 512, "superblock") for at, _ in static_copies(fd)]
         self._spool = Spool(path, fd, salt, options)
-        self._words = None if offline else self._control_words()
+        self._words = self._control_words()
         for sector in (*range(TAIL_SECTOR, TAIL_SECTOR + 2), *range(HEAD_SECTOR, HEAD_SECTOR + 2)):
             if self._spool.is_bad_checkpoint(sector) and self._words is None:
                 self._bad_sectors.append(Damage(sector * 512, 512, "checkpoint"))
@@ -145,12 +153,9 @@ class _Checker:
     def report(self) -> Report:
         """Read everything; once more if the queue went to another place of the file meanwhile."""
         for _ in range(10):
-            words = self._words
-            found = self._read()
-            if words is None:
-                break
+            words, found = self._words, self._read()
             self._words = self._control_words()
-            if self._words is None or self._words[0] == words[0]:
+            if self._words is None or (words is not None and self._words[0] == words[0]):
                 break
         return found
 
@@ -249,31 +254,78 @@ class _Checker:
 
     def _control_words(self) -> tuple[int, int, int] | None:
         """(base, head, tail) as the users of this boot know them; None if there are none whose words can be believed."""
-        try:
-            fd = os.open(f"{self._path}-shm", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-        except OSError:
+        fd = -1 if self._offline else self._control_file()
+        if fd < 0:
             return None
         try:
-            if not belongs(fd, identity(self._fd, self._spool.salt)):
+            if not still_fits(fd, self._spool):
                 return None
             before = None
             for _ in range(1000):
                 words = memoryview(os.pread(fd, LEDGER_OFFSET, 0)).cast("Q")
                 head, tail = words[H_POS + (words[H_COMMIT] & 1)], words[T_POS + (words[T_COMMIT] & 1)]
                 now = (words[BASE], head, tail)
+                changing = words[EPOCH] & 1
                 # The same twice: no position was read while it was being changed.
-                if now == before and not words[EPOCH] & 1:
+                if now == before and not changing:
                     break
+                if changing:
+                    if not _os.byte_is_locked(self._fd, USERS_BYTE):
+                        break
+                    time.sleep(0.001)
                 before = now
-            return now
+            return None if changing else now  # whoever changed BASE was killed at it: the records know better
         finally:
             os.close(fd)
 
+    def _control_file(self) -> int:
+        """A descriptor of the control file; -1 if there is none of this spool in this boot."""
+        try:
+            fd = os.open(f"{self._path}-shm", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except OSError:
+            return -1
+        if belongs(fd, identity(self._fd, self._spool.salt)):
+            return fd
+        os.close(fd)
+        return -1
+
     # -- mending -------------------------------------------------------------------------------------------------------
 
-    def mend(self, found: Report) -> None:
+    def back_up(self) -> str:
+        """Copy the spool aside, holes as holes; durable when it returns. Never over a file that is there."""
+        names = (f"{self._path}-backup{n if n > 1 else ''}" for n in range(1, 1000))
+        name = next((name for name in names if not os.path.lexists(name)), None)
+        if name is None:
+            raise FileExistsError(errno.EEXIST, "a thousand backups are there already; move them away", self._path)
+        unfinished = f"{self._path}-backup.new"  # under the cold lock nobody else makes one
+        try:
+            try:
+                with suppress(FileNotFoundError):
+                    os.unlink(unfinished)  # of a repair that was killed
+                copy = _os.create_beside(os.fstat(self._fd), unfinished)
+                try:
+                    _copy(self._fd, copy)
+                    os.fsync(copy)
+                finally:
+                    os.close(copy)
+                os.rename(unfinished, name)
+            except BaseException:
+                with suppress(OSError):
+                    os.unlink(unfinished)
+                raise
+            _os.sync_directory(self._path)
+        except OSError as exc:
+            raise self._spool.disk_error(exc, f"cannot copy it to {name} before it is repaired") from exc
+        return name
+
+    def mend(self) -> None:
         """Put pads over what is damaged and write the superblock anew. Under the cold lock, without users."""
         spool = self._spool
+        control_fd = self._control_file()
+        if control_fd >= 0:
+            keep_counts(control_fd, spool)
+            os.close(control_fd)
+        spool.note_control(bytes(8))  # before the first change: the words know the spool as it was
         recovery = Recovery(spool, self._size)
         recovery.find_tail()
         recovery.find_head()
@@ -297,30 +349,6 @@ class _Checker:
             mark = Checkpoint(generation, base, head, sequence - waiting, head, 0, drops, count, size)
             spool.write_checkpoint(HEAD_SECTOR, mark)
         _os.fdatasync(self._fd)
-        try:
-            os.unlink(f"{self._path}-shm")  # it knows the spool as it was
-        except FileNotFoundError:
-            return
-
-
-def _back_up(path: str, fd: int) -> str:
-    """Copy the spool aside, holes as holes; durable when it returns. Never over a file that is there."""
-    for n in range(1, 1000):
-        name = f"{path}-backup{n if n > 1 else ''}"
-        try:
-            copy = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-            break
-        except FileExistsError:
-            continue
-    else:
-        raise FileExistsError(errno.EEXIST, "a thousand backups are there already; move them away", path)
-    try:
-        _copy(fd, copy)
-        os.fsync(copy)
-    finally:
-        os.close(copy)
-    _os.sync_directory(path)
-    return name
 
 
 def _copy(fd: int, copy: int) -> None:
@@ -334,14 +362,14 @@ def _copy(fd: int, copy: int) -> None:
         offset += len(data) or size
 
 
-def _salt_of_records(fd: int, size: int) -> int | None:
-    """The salt with which the sums of most headers come out right; None if there is no record."""
+def _salt_of_records(fd: int, size: int, least: int) -> int | None:
+    """The salt with which the sums of most headers come out right; None if that are fewer than `least`."""
     votes: Counter[int] = Counter()
     for body, total in _possible_headers(fd, size):
         votes[_crc32_seed(body, total)] += 1
         if votes.total() >= 1000:
             break
-    return max(votes, key=lambda salt: votes[salt], default=None)
+    return next((salt for salt, count in votes.most_common(1) if count >= least), None)
 
 
 def _possible_headers(fd: int, size: int) -> Iterator[tuple[bytes, int]]:

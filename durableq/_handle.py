@@ -54,7 +54,7 @@ from durableq._state import (
     reuse,
 )
 from durableq._stepping import Stepping, at_head, at_tail
-from durableq._trust import keep_counts, still_fits
+from durableq._trust import keep_counts, put_in_force, still_fits
 from durableq._wakeup import Wakeup
 from durableq.errors import ClosedError, DamagedError, DurableQError, PoisonedError
 
@@ -134,26 +134,25 @@ class Handle(Stepping):
         """The control file's descriptor, for locks only; a fresh empty file if what is there cannot be used."""
         spool = self._spool
         path = f"{self.path}-shm"
-        expected = identity(spool.fd, spool.salt)
         try:
             fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
         except OSError:
             fd = -1
-        ours = fd >= 0 and belongs(fd, expected)
+        ours = fd >= 0 and belongs(fd, identity(spool.fd, spool.salt))
         if not (ours and still_fits(fd, spool)):
             if not _os.try_lock_byte(spool.fd, USERS_BYTE):
                 if fd >= 0:
                     os.close(fd)
                 raise DamagedError(
-                    f"{path}: was deleted or overwritten while processes use the queue; "
+                    f"{path}: was deleted or overwritten while processes use the queue, or they use it under another name; "
                     f"stop them (`fuser {self.path}`), then open it again: nothing is lost"
                 )
             try:
                 if ours:
                     keep_counts(fd, spool)
                 # With nobody else here, an old file is used again: on a full disk there may be no room for a new one.
-                fd = create(path, os.fstat(spool.fd).st_mode & 0o666) if fd < 0 else reuse(fd)
-                _os.pwrite_all(fd, expected, 0)
+                fd = create(path, os.fstat(spool.fd)) if fd < 0 else reuse(fd)
+                put_in_force(fd, spool)
             except OSError as exc:
                 if fd >= 0:
                     os.close(fd)

@@ -156,7 +156,9 @@ def under_cold_lock(path: str, work: Callable[[], T], mode: int = 0o600) -> T:
     Whoever may write to the spool may lock it; `mode` is what a spool that is not there yet will have.
     """
     with suppress(OSError):
-        mode = os.stat(path).st_mode
+        spool = os.stat(path)
+        mode = spool.st_mode
+        os.close(_os.create_beside(spool, f"{path}-lock"))  # else it would be root's, and lock the owner out
     return at_work(path, lambda: _locked_cold(path, work, mode & 0o666))
 
 

@@ -119,6 +119,19 @@ def pwrite_all(fd: int, data: bytes | bytearray | memoryview, offset: int) -> No
         offset += n
 
 
+def create_beside(spool: os.stat_result, path: str) -> int:
+    """Create a companion of a spool for who may use that: with its mode, and its owner's if root does it. Returns its fd.
+
+    Raises FileExistsError; root gives away no file that was there, as it may be a link to one that is none of the owner's.
+    """
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    if os.geteuid() == 0 != spool.st_uid:
+        with suppress(OSError):  # the root of a container may not
+            os.fchown(fd, spool.st_uid, spool.st_gid)
+    os.fchmod(fd, spool.st_mode & 0o666)  # whatever the umask says
+    return fd
+
+
 _FS_IOC_GETFLAGS = 0x80086601
 _FS_IOC_SETFLAGS = 0x40086602
 _FS_NOCOW_FL = 0x00800000

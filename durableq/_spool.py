@@ -5,6 +5,7 @@ The first 4 KiB are the superblock, in sectors of 512 bytes so that a torn write
     sector 0      static: magic, format version, salt, time of creation, the queue-wide options, crc32
     sectors 1, 2  tail checkpoints, written in turn under the tail lock: the one with the higher generation counts
     sectors 3, 4  head checkpoints, written in turn under the head lock
+    sector 5      8 random bytes that name the control file in force (see `_trust`); zeros: none
     sector 7      a copy of sector 0, so that no single sector is needed to open the file
 
 A tail checkpoint says how many records lie before a position, and that all of them are on the disk; a head checkpoint says
@@ -22,6 +23,7 @@ import stat
 import struct
 import time
 import zlib
+from contextlib import suppress
 from dataclasses import dataclass
 
 from durableq import _os
@@ -44,7 +46,7 @@ SUPERBLOCK = 4096
 SECTOR = 512
 _STATIC = struct.Struct("<8sIIQQQIIQI")
 _CHECKPOINT = struct.Struct("<9QI")
-TAIL_SECTOR, HEAD_SECTOR, COPY_SECTOR = 1, 3, 7
+TAIL_SECTOR, HEAD_SECTOR, CONTROL_SECTOR, COPY_SECTOR = 1, 3, 5, 7
 USERS_BYTE = 1 << 62
 """Every handle holds a shared lock on this byte of the spool: who finds the control file missing learns whether others
 still work with the deleted one."""
@@ -207,6 +209,14 @@ class Spool:
         data = _os.pread(self.fd, _CHECKPOINT.size, sector * SECTOR)
         return any(data) and data[-4:] != struct.pack("<I", zlib.crc32(data[:-4], self.salt))
 
+    def note_control(self, name: bytes) -> None:
+        """Name the control file in force. Never synced for this: after a power cut none fits, as all are of another boot."""
+        _os.pwrite_all(self.fd, name, CONTROL_SECTOR * SECTOR)
+
+    def control_name(self) -> bytes:
+        """The name of the control file in force; zeros if there is none."""
+        return _os.pread(self.fd, 8, CONTROL_SECTOR * SECTOR)
+
     # -- what is broken ------------------------------------------------------------------------------------------------
 
     def cover(self, low: int, high: int, base: int) -> None:
@@ -222,9 +232,11 @@ class Spool:
     def set_aside(self, position: int, offset: int, length: int) -> None:
         """Append damaged bytes to `q.dq-damaged`, with a line that names them. A hint: it can fail on a full disk."""
         note = f"durableq: {length} damaged bytes from offset {offset} (position {position}) of {self.path}\n"
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
+        name, flags = f"{self.path}-damaged", os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
         try:
-            with open(os.open(f"{self.path}-damaged", flags, 0o600), "wb") as file:
+            with suppress(FileExistsError):
+                os.close(_os.create_beside(os.fstat(self.fd), name))
+            with open(os.open(name, flags), "wb") as file:
                 file.write(note.encode())
                 for at in range(offset, offset + length, 1 << 20):
                     piece = _os.pread(self.fd, min(offset + length - at, 1 << 20), at)
@@ -340,7 +352,9 @@ def read_static(path: str, fd: int) -> tuple[int, Options]:
         if on_full < len(_ON_FULL):
             return salt, Options(maxsize, max_bytes, _ON_FULL[on_full], max_deliveries, lease_ms)
     if not known:
-        raise NotASpoolError(f"{path}: is not a durableq spool; it was not touched, name another file")
+        lost = os.fstat(fd).st_size > SUPERBLOCK and not any(_os.pread(fd, SUPERBLOCK, 0))
+        hint = "; if it was one, run durableq.repair on it" if lost else ""
+        raise NotASpoolError(f"{path}: is not a durableq spool; it was not touched, name another file{hint}")
     if os.fstat(fd).st_size < SUPERBLOCK:
         raise DamagedError(f"{path}: is cut off inside its superblock; run durableq.repair on it")
     raise DamagedError(f"{path}: the superblock is damaged; run durableq.repair on it")

@@ -6,7 +6,8 @@ program order, so each word says below what a death between two stores means. Wo
 `memoryview.cast("Q")`, which stores a whole word at once (`struct.pack_into` goes byte by byte).
 
     bytes          content
-    0     - 255    identity: magic, version, boot id, device and inode of the spool, its salt, kind of C library
+    0     - 47     identity: magic, version, boot id, device and inode of the spool, its salt, kind of C library
+    48    - 55     the name by which the spool knows the control file in force (see `_trust`)
     256   - 3711   control words, one cache line (8 words) for each party that writes them often
     3712, ..       the mutexes of the sync, of the tail and of the head (`_locks`)
     4096  - 69631  1,024 owner slots of 64 bytes
@@ -92,6 +93,7 @@ OWNER_PID, OWNER_LENT, OWNER_GET, OWNER_PUT, OWNER_JOIN, OWNER_TOKEN, OWNER_DIRT
 DIRTY, DIRTY_IN_SYNC, DIRTY_FOR_ANOTHER = 1, 2, 3
 
 _IDENTITY = struct.Struct("<8s16sQQII")
+NAME_OFFSET = _IDENTITY.size
 
 
 def owner_word(slot: int) -> int:
@@ -203,17 +205,15 @@ def reuse(fd: int) -> int:
     return fd
 
 
-def create(path: str, mode: int) -> int:
+def create(path: str, spool: os.stat_result) -> int:
     """A fresh control file in place of whatever lay there, with real blocks under its fixed part; returns its fd.
 
     A new inode rather than a truncated file: a process that still maps the old one must never see it shrink (SIGBUS).
     """
     temporary = f"{path}.{os.getpid()}.new"
-    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
     with suppress(FileNotFoundError):
         os.unlink(temporary)  # left by a process of the same pid that was killed right here
-    fd = os.open(temporary, flags, mode)
-    os.fchmod(fd, mode)  # whatever the umask says, as for the spool
+    fd = _os.create_beside(spool, temporary)
     try:
         _os.disable_copy_on_write(fd)
         _os.allocate(fd, 0, LEDGER_OFFSET)

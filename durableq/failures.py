@@ -35,6 +35,7 @@ from typing import Any
 
 from durableq._delivery import Delivery
 from durableq._locks import under_cold_lock
+from durableq._os import create_beside
 from durableq._queue import DurableQueue
 
 __all__ = ["Failure", "latest", "note", "read", "reject", "short", "sweep"]
@@ -144,13 +145,11 @@ def _file(queue: DurableQueue) -> str:
 
 
 def _append_locked(queue: DurableQueue, line: bytes) -> None:
-    mode = os.stat(queue.path).st_mode & 0o666  # as private as the spool
-    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
-    fd = os.open(_file(queue), flags, mode)
+    with suppress(FileExistsError):
+        os.close(create_beside(os.stat(queue.path), _file(queue)))  # as private as the spool
+    fd = os.open(_file(queue), os.O_RDWR | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
         size = os.fstat(fd).st_size
-        if not size:
-            os.fchmod(fd, mode)  # whatever the umask says, as for the spool
         if size > max(SWEEP_FROM, 2 * _swept(os.pread(fd, 256, 0))):
             try:
                 _sweep_locked(queue, rewrite=True)  # which notes how long it is, even if nothing is dropped
@@ -193,22 +192,22 @@ def _sweep_locked(queue: DurableQueue, *, rewrite: bool = False) -> int:
         before = _stories(queue)
         dead, now = queue.dead_letters.ids(), time.time()
         kept = [told for told in before if told.id in dead or told.time > now - FRESH]
-        mode = os.stat(_file(queue)).st_mode & 0o666
+        old = os.stat(_file(queue))
     except FileNotFoundError:
         return 0
     if rewrite or len(kept) < len(before):
-        _replace(queue, kept, mode)
+        _replace(queue, kept, old)
     return len(before) - len(kept)
 
 
-def _replace(queue: DurableQueue, stories: Iterable[Failure], mode: int) -> None:
-    """Write these stories in the place of the file. Raises OSError, and then it is as it was."""
+def _replace(queue: DurableQueue, stories: Iterable[Failure], old: os.stat_result) -> None:
+    """Write these stories in the place of the `old` file. Raises OSError, and then it is as it was."""
     text = b"".join(json.dumps(asdict(told)).encode() + b"\n" for told in stories)
     fresh = f"{_file(queue)}.new"
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
+    with suppress(FileNotFoundError):
+        os.unlink(fresh)  # left by a process that was killed right here
     try:
-        with open(os.open(fresh, flags, mode), "wb") as file:
-            os.fchmod(file.fileno(), mode)
+        with open(create_beside(old, fresh), "wb") as file:
             file.write(json.dumps({"swept": len(text)}).encode() + b"\n" + text)
         os.replace(fresh, _file(queue))  # as a whole: killed here, the old stories or the new ones are there
     except OSError:

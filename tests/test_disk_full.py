@@ -274,3 +274,28 @@ for delivery in deliveries:
 assert q.stats().unfinished == 0
 """
     )
+
+
+def test_a_repair_without_room_for_its_copy_names_the_file_leaves_nothing_behind_and_ends_when_there_is_room(on_a_small_disk):
+    said = on_a_small_disk(
+        """
+with DurableQueue(path, serializer="bytes", sync=None) as q:
+    q.put_many(os.urandom(50_000) for _ in range(100))
+with open(path, "r+b") as file:
+    file.seek(200_000)
+    file.write(bytes(8))
+before = open(path, "rb").read(), sorted(os.listdir(os.path.dirname(path)))
+for _ in range(2):
+    try:
+        durableq.repair(path)
+    except OSError as error:
+        say(error)
+assert before == (open(path, "rb").read(), sorted(os.listdir(os.path.dirname(path))))
+os.system(f"mount -o remount,size=16m {os.path.dirname(path)}")
+backup = durableq.repair(path).backup
+assert open(backup, "rb").read() == before[0]
+say(os.path.basename(backup))
+"""
+    ).splitlines()
+    assert said[2:] == ["q.dq-backup"]
+    assert all("make room" in line and "q.dq" in line for line in said[:2])

@@ -237,3 +237,16 @@ def test_an_item_that_cannot_be_decoded_is_looked_at_all_the_same(q, open_queue)
     (seen,) = other.peek_deliveries()
     assert isinstance(seen.item, DecodeError)
     assert seen.id == q.reserve(timeout=0).id
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be root")
+def test_the_stories_that_root_tells_are_of_who_owns_the_queue(q, path, monkeypatch):
+    os.chown(path, 12345, 12345)
+    file = path.with_name("q.dq-failures")
+    fail(q)
+    told = file.stat()
+    q.dead_letters.reserve().ack()
+    monkeypatch.setattr(failures, "FRESH", 0.0)
+    assert failures.sweep(q) == 1
+    assert file.stat().st_ino != told.st_ino
+    assert told.st_uid == file.stat().st_uid == 12345

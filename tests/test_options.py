@@ -9,7 +9,7 @@ import stat
 import pytest
 from processes import PATIENCE, until
 
-from durableq import DurableQueue, Empty, OptionMismatchError
+from durableq import DurableQueue, Empty, InsecureSpoolError, OptionMismatchError, repair
 
 STORED = {
     "maxsize": (5, 6),
@@ -109,6 +109,47 @@ def test_a_contradiction_does_not_disturb_the_handles_that_are_open(path, open_q
     with pytest.raises(Empty):
         q.get_nowait()
     until(lambda: len(q.stats().owners) == 1)
+
+
+SOMEBODY = 12345
+
+
+def refused(path):
+    with pytest.raises(InsecureSpoolError):
+        DurableQueue(path)
+
+
+ROOTS_TOUCHES = {
+    "an opening": lambda path: DurableQueue(path, serializer="bytes").close(),
+    "a repair": repair,
+    "a refused opening": refused,
+}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be root")
+@pytest.mark.parametrize("touch", ROOTS_TOUCHES.values(), ids=ROOTS_TOUCHES.keys())
+def test_what_root_creates_beside_the_spool_of_somebody_is_that_users(path, touch):
+    with DurableQueue(path, serializer="bytes") as q:
+        q.put(b"item")
+    for file in path.parent.glob("q.dq-*"):
+        file.unlink()
+    if touch is repair:
+        path.write_bytes(path.read_bytes().replace(b"item", b"itex"))
+    path.chmod(0o640)
+    os.chown(path, SOMEBODY, SOMEBODY)
+    touch(path)
+    files = {file.name: file.stat() for file in path.parent.iterdir()}
+    assert "q.dq-lock" in files
+    assert {(info.st_uid, info.st_gid, stat.S_IMODE(info.st_mode)) for info in files.values()} == {(SOMEBODY, SOMEBODY, 0o640)}
+    assert touch is not repair or {"q.dq-damaged", "q.dq-backup"} <= files.keys()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be root")
+def test_root_gives_away_no_file_that_was_there(path):
+    DurableQueue(path, serializer="bytes").close()
+    os.chown(path, SOMEBODY, SOMEBODY)
+    DurableQueue(path, serializer="bytes").close()
+    assert (path.parent / "q.dq-lock").stat().st_uid == 0
 
 
 @pytest.mark.parametrize("mode", [0o600, 0o660])

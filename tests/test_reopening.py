@@ -8,7 +8,7 @@ import shutil
 import pytest
 from processes import PATIENCE
 
-from durableq import DurableQueue, Empty
+from durableq import DamagedError, DurableQueue, Empty
 
 MEBIBYTE = 1 << 20
 
@@ -253,6 +253,64 @@ def test_two_names_of_one_file_are_one_queue(path, tmp_path, open_queue):
     linked = open_queue(tmp_path / "link.dq")
     assert linked.get_nowait() == "x"
     assert q.stats().lent == 1
+
+
+def link(path, other):
+    os.link(path, other)
+
+
+NAMES = {"hard link": (link, lambda other, path: None), "moved away and back": (os.rename, os.rename)}
+PUT_UNDER_ANOTHER_NAME = """
+q = DurableQueue(path, sync=None)
+q.put_many(range(1, 100))
+q.sync()
+"""
+
+
+@pytest.mark.parametrize("end", ["os.kill(os.getpid(), signal.SIGKILL)", "q.close()"], ids=["killed", "closed"])
+@pytest.mark.parametrize("there, back", NAMES.values(), ids=NAMES.keys())
+def test_what_was_put_under_another_name_of_the_file_is_there(path, tmp_path, start, there, back, end):
+    other = tmp_path / "other.dq"
+    with DurableQueue(path) as q:
+        q.put(0)
+    there(path, other)
+    start(PUT_UNDER_ANOTHER_NAME + end, other).process.wait(PATIENCE)
+    back(other, path)
+    with DurableQueue(path) as q:
+        assert q.get_many(200) == list(range(100))
+
+
+def test_a_file_in_use_is_not_opened_under_another_name_by_the_control_words_of_that(path, tmp_path, open_queue):
+    other = tmp_path / "other.dq"
+    with DurableQueue(path) as q:
+        q.put("x")
+    os.link(path, other)
+    q = open_queue(other)
+    with pytest.raises(DamagedError, match="another name"):
+        DurableQueue(path)
+    assert q.get_nowait() == "x"
+
+
+@pytest.mark.parametrize("order", ["kill(); note(*arguments)", "note(*arguments); kill()"], ids=["before", "after"])
+def test_a_kill_around_the_note_of_the_control_file_in_force_leaves_no_wrong_one(path, tmp_path, start, order):
+    other = tmp_path / "other.dq"
+    with DurableQueue(path) as q:
+        q.put_many("ab")
+    os.link(path, other)
+    killed = f"""
+        from durableq._spool import Spool
+        def kill():
+            os.kill(os.getpid(), signal.SIGKILL)
+        def note_and_kill(*arguments, note=Spool.note_control):
+            {order}
+        Spool.note_control = note_and_kill
+        DurableQueue(path)
+        """
+    assert start(killed, other).process.wait(PATIENCE) < 0
+    for name in (other, path, other):
+        with DurableQueue(name) as q:
+            q.put("c")
+            assert q.get_many(9)[:2] == ["a", "b"]
 
 
 def test_a_copy_of_the_spool_is_a_queue_of_its_own(q, path, tmp_path, open_queue):
