@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import faulthandler
 import os
@@ -30,7 +31,11 @@ pytest_plugins = ["durableq.pytest_plugin"]
 
 # Whoever starts the tests in the background of a script, or with nohup, hands an ignored signal down to them, and to all that
 # they start.
-for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+for number, handler in (
+    (signal.SIGINT, signal.default_int_handler),
+    (signal.SIGHUP, signal.SIG_DFL),
+    (signal.SIGQUIT, signal.SIG_DFL),
+):
     if signal.getsignal(number) is signal.SIG_IGN:
         signal.signal(number, handler)
 
@@ -180,7 +185,8 @@ def no_process_outlives_its_test() -> Iterator[None]:
     yield
     left = [p for p in psutil.Process().children(recursive=True) if p not in before and not _serves_all_tests(p)]
     for process in left:
-        process.kill()
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
     psutil.wait_procs(left, timeout=PATIENCE)
 
 
