@@ -190,23 +190,24 @@ class Run:
                 self.line.say(f"half way: SIGKILL to this whole program, {len(self.crew)} workers and itself")
                 results.put(("killed", "crew", len(self.crew)))
                 os.killpg(0, signal.SIGKILL)
-            if time.monotonic() >= strike:
-                self.strike([owner.pid for owner in stats.owners if owner.lent], results)
+            if time.monotonic() >= strike and self.strike({owner.pid for owner in stats.owners if owner.lent}, results):
                 # A file that takes longer than we let anybody live must get through all the same.
                 gap = usual if done > done_then else 2 * gap
                 strike, done_then = time.monotonic() + random.expovariate(1 / gap), done
             self.man_the_crew(total)
             time.sleep(0.05)
 
-    def strike(self, busy: list[int], results: DurableQueue) -> None:
-        """Kill one of the crew, if it is at work."""
-        victim = random.choice(list(self.crew))
-        if victim in busy:
-            worker = self.crew.pop(victim)
-            worker.kill()
-            worker.wait()
-            self.kills += 1
-            results.put(("killed", "worker", 1))
+    def strike(self, busy: set[int], results: DurableQueue) -> bool:
+        """Kill one of the crew that is at work; False if none is at this moment."""
+        at_work = [pid for pid in self.crew if pid in busy]
+        if not at_work:
+            return False
+        worker = self.crew.pop(random.choice(at_work))
+        worker.kill()
+        worker.wait()
+        self.kills += 1
+        results.put(("killed", "worker", 1))
+        return True
 
     def man_the_crew(self, total: int) -> None:
         """Start workers until the crew is complete. None has any business to end before the work is done."""
