@@ -195,6 +195,8 @@ class _Getter:
             return
         if length < _LARGE:
             self._wait_for_acks()
+            if not self._sent:
+                return
             self._settled = end
             self._outlet.flush()
             return self._ack(end)
