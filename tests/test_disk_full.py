@@ -9,6 +9,16 @@ import sys
 import pytest
 from processes import PRELUDE
 
+BALLAST = """
+def fill():
+    with open(os.path.dirname(path) + "/ballast", "wb", buffering=0) as ballast:
+        try:
+            while True:
+                ballast.write(bytes(4096))
+        except OSError:
+            pass
+"""
+
 
 @pytest.fixture
 def on_a_small_disk(tmp_path):
@@ -25,7 +35,7 @@ def on_a_small_disk(tmp_path):
     def run(code, size="8m"):
         mount = f'mount -t tmpfs -o size={size} none "$1" && exec "$2" -c "$3" "$1/q.dq"'
         done = subprocess.run(
-            [*inside, "sh", "-c", mount, "sh", str(where), sys.executable, PRELUDE + code],
+            [*inside, "sh", "-c", mount, "sh", str(where), sys.executable, PRELUDE + BALLAST + code],
             capture_output=True,
             text=True,
             timeout=50,
@@ -153,7 +163,6 @@ import subprocess
 from durableq import failures
 from durableq.failures import Failure
 
-folder = os.path.dirname(path)
 q = DurableQueue(path, sync=None)
 for item in ("bad", "good"):
     q.put(item)
@@ -163,14 +172,6 @@ id = delivery.id
 
 def gone():
     failures.note(q, Failure("an item that is gone", "told long ago", "", 1, 0.0, "here", 1, "'x'"))
-
-def fill():
-    with open(folder + "/ballast", "wb", buffering=0) as ballast:
-        try:
-            while True:
-                ballast.write(bytes(4096))
-        except OSError:
-            pass
 
 def durableq(*arguments):
     done = subprocess.run([sys.executable, "-m", "durableq", *arguments], capture_output=True, text=True)
@@ -237,12 +238,7 @@ def test_a_queue_that_cannot_be_created_names_the_file(on_a_small_disk):
     on_a_small_disk(
         """
 import errno
-with open(os.path.dirname(path) + "/ballast", "wb", buffering=0) as ballast:
-    try:
-        while True:
-            ballast.write(bytes(4096))
-    except OSError:
-        pass
+fill()
 try:
     DurableQueue(path)
 except OSError as error:
@@ -263,12 +259,7 @@ def test_the_ack_that_empties_a_large_ledger_needs_no_room(on_a_small_disk):
 q = DurableQueue(path, sync=None, serializer="bytes")
 q.put_many([b"x"] * 16_500)
 deliveries = q.reserve_many(16_500)
-with open(path + "-ballast", "wb", buffering=0) as ballast:
-    try:
-        while True:
-            ballast.write(bytes(4096))
-    except OSError:
-        pass
+fill()
 for delivery in deliveries:
     delivery.ack()
 assert q.stats().unfinished == 0
