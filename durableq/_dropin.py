@@ -25,6 +25,13 @@ class _ClosedOSError(ClosedError, OSError):
     """What `empty` of multiprocessing's closed queues raises is an OSError."""
 
 
+def _is_alive(child: BaseProcess) -> bool:
+    try:
+        return child.is_alive()
+    except (ValueError, AssertionError):  # the program has joined and closed it; or, behind a fork, it is not our child
+        return False
+
+
 class _Files:
     """The directory of an anonymous queue."""
 
@@ -57,7 +64,7 @@ class _Files:
     def remove_kept(cls) -> None:
         """Remove what was kept for children that have ended."""
         for files in list(cls.kept):
-            if not any(child.is_alive() for child in files._users):
+            if not any(map(_is_alive, files._users)):
                 files._remove_now()
 
     def _remove_now(self) -> None:

@@ -22,6 +22,7 @@ import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import IO, Any, TypeGuard
@@ -233,9 +234,17 @@ class Display(ABC):
         return self
 
     def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
-        for handler in self._handlers:
-            handler.setStream(self._stream)
-        self.flush()
+        try:
+            with suppress(OSError):  # the terminal is gone
+                self._end()
+                self.flush()
+        finally:
+            for handler in self._handlers:
+                with suppress(OSError):  # it flushes
+                    handler.setStream(self._stream)
+
+    def _end(self) -> None:
+        """Leave the last view standing."""
 
 
 def _writes_to(handler: logging.Handler, stream: IO[str]) -> TypeGuard[logging.StreamHandler[Any]]:
@@ -311,9 +320,8 @@ class _Rich(Display):
         self._live.start()
         return super().__enter__()
 
-    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
+    def _end(self) -> None:
         self._live.stop()
-        super().__exit__(kind, exc, tb)
 
     def _rendered(self, view: View) -> Any:
         from rich.console import Group

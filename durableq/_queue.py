@@ -85,9 +85,9 @@ class DurableQueue(ItemReader):
         self._arguments = (path, ack, sync, serializer, mode)
         self._write_with(Codec(serializer))
         self._done = ack == "get"
-        self._this_thread = _ThisThread()
         runs_code = self._codec.runs_code
         self._store = Store(path, options, sync=sync, mode=mode, create=create, runs_code=runs_code, era=era)
+        self._this_thread = _ThisThread(self._store.is_lent)
         self._take = self._store.take
         self._fast_take = self._store._fast_take
         self._max_bytes = self._store.options.max_bytes
@@ -145,7 +145,12 @@ class DurableQueue(ItemReader):
         if self._takes_bytes and set(map(type, items)) == {bytes}:
             payloads, tag = items, TAG_BYTES
         else:
-            payloads, tag = list(map(self._dumps, items)), self._tag
+            try:
+                payloads, tag = list(map(self._dumps, items)), self._tag
+            except TypeError:
+                if self._codec.dumps_live is None:
+                    raise
+                payloads, tag = list(map(self._codec.dumps_live, items)), self._tag
         sizes = [len(payload) for payload in payloads]
         self._check_size(max(sizes, default=0))
         first = size = 0
@@ -175,7 +180,12 @@ class DurableQueue(ItemReader):
     def _serialize(self, item: Any) -> tuple[bytes, int]:
         if type(item) is bytes and self._takes_bytes:
             return item, TAG_BYTES
-        return self._dumps(item), self._tag
+        try:
+            return self._dumps(item), self._tag
+        except TypeError:
+            if self._codec.dumps_live is None:
+                raise
+            return self._codec.dumps_live(item), self._tag
 
     def _encode(self, payload: bytes, tag: int) -> bytes:
         self._check_size(len(payload))

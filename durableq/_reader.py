@@ -7,7 +7,6 @@ import threading
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any
 
 from durableq._delivery import Delivery, Lender, Peeked
@@ -19,8 +18,9 @@ from durableq.errors import DecodeError, Empty, StaleDeliveryError
 
 
 class _ThisThread(threading.local):
-    def __init__(self) -> None:
-        self.unacked = Unacked()
+    def __init__(self, is_lent: Callable[[int, int, int], bool] | None = None) -> None:
+        self.is_lent = is_lent
+        self.unacked = Unacked(is_lent)
         _in_use.add(self)
 
 
@@ -30,7 +30,7 @@ _in_use: weakref.WeakSet[_ThisThread] = weakref.WeakSet()
 def _forget_after_fork() -> None:
     # What the parent's thread has taken is not the child's to finish, not even when the parent is dead.
     for this_thread in list(_in_use):
-        this_thread.unacked = Unacked()
+        this_thread.unacked = Unacked(this_thread.is_lent)
 
 
 os.register_at_fork(after_in_child=_forget_after_fork)
@@ -71,6 +71,8 @@ class ItemReader(ABC):
                 item = self._codec.loads[tag](payload)
             except Exception:
                 item = self._codec.decode(tag, payload, self._store.path, position)  # the same once more, for its error
+                if tag in self._codec.loads:
+                    raise  # it was not the item's, but that of a signal handler: a time limit, say
             if index >= 0:
                 self._this_thread.unacked.push(position, index, count)
             return item
@@ -213,8 +215,17 @@ class ItemReader(ABC):
     ) -> tuple[list[Taken], list[Any]]:
         self._take_some(box, max_items, block, timeout, done, reserved)
         loads = self._codec.loads
-        with suppress(Exception):
+        try:
             return box, [loads[entry[3]](entry[5]) for entry in box]
+        except Exception:
+            taken = len(box)
+            items = self._decode_each(box)
+            if len(box) == taken and all(entry[3] in loads for entry in box):
+                raise  # as in `get`
+            return box, items
+
+    def _decode_each(self, box: list[Taken]) -> list[Any]:
+        """One by one; what cannot be decoded is a dead letter now, and no longer in the box. Raises if that was all."""
         items = []
         for entry in list(box):
             try:
@@ -222,9 +233,9 @@ class ItemReader(ABC):
             except DecodeError:
                 self._store.untake([entry], dead_letter=True, was_dead=self._dead)
                 box.remove(entry)
-                if not box:  # there was nothing else
+                if not box:
                     raise
-        return box, items
+        return items
 
     def _give_back(self, box: list[Taken], exc: BaseException) -> None:
         if box:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import copyreg
 import json
 import pickle
 from collections.abc import Callable, Mapping
 from functools import partial
 from importlib import import_module
+from multiprocessing.reduction import ForkingPickler
 from types import ModuleType
 from typing import Any, NamedTuple, Protocol, cast
 
@@ -44,12 +46,26 @@ class _Bytes:
         return data
 
 
+def json_encoder(*, allow_nan: bool) -> Callable[[Any], bytes]:
+    """What makes compact JSON of items, in UTF-8; `allow_nan`: also of NaN and the infinities, which JSON does not have.
+
+    A text that cannot be UTF-8 (`os.fsdecode` makes such of the names of some files) goes with escapes.
+    """
+    plain = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=allow_nan).encode
+    escaped = json.JSONEncoder(separators=(",", ":"), allow_nan=allow_nan).encode
+
+    def encode(item: Any) -> bytes:
+        try:
+            return plain(item).encode()
+        except UnicodeEncodeError:
+            return escaped(item).encode()
+
+    return encode
+
+
 class _Json:
     runs_code = False
-
-    @staticmethod
-    def dumps(item: Any) -> bytes:
-        return json.dumps(item, separators=(",", ":"), ensure_ascii=False).encode()
+    dumps = staticmethod(json_encoder(allow_nan=True))
 
     @staticmethod
     def loads(data: bytes) -> Any:
@@ -59,6 +75,25 @@ class _Json:
 class _Pickle:
     dumps = staticmethod(partial(pickle.dumps, protocol=pickle.HIGHEST_PROTOCOL))
     loads = staticmethod(pickle.loads)
+
+    @staticmethod
+    def dumps_live(item: Any) -> bytes:
+        """With what is pickled as long as its process lives: connections and sockets, as `multiprocessing.Queue` does it."""
+        return bytes(ForkingPickler.dumps(item, pickle.HIGHEST_PROTOCOL))
+
+
+def _refuse_connection(connection: Any) -> Any:
+    raise TypeError("a Connection can only be pickled by multiprocessing")
+
+
+def _have_connections_refused() -> None:
+    """Have plain `pickle` raise TypeError for a Connection: it would take the number of its descriptor for all there is to it.
+
+    Whoever unpickles that writes into whatever file has the number there. `multiprocessing`'s own pickler is not concerned.
+    """
+    from multiprocessing.connection import Connection  # here: who does not pickle does not need it
+
+    copyreg.pickle(Connection, _refuse_connection)
 
 
 class ByName(NamedTuple):
@@ -111,6 +146,11 @@ class Codec:
         self.dumps = own.dumps if self.tag != TAG_CUSTOM else lambda item: _as_bytes(own.dumps(item))
         self.runs_code: bool = getattr(own, "runs_code", True)
         """Whether to decode an item may run code that its writer chose."""
+        self.dumps_live: Callable[[Any], bytes] | None = None
+        """For what `dumps` raises TypeError of, because it is bound to a living process."""
+        if self.tag == TAG_PICKLE:
+            _have_connections_refused()
+            self.dumps_live = _Pickle.dumps_live
         self.takes_bytes = self.tag == TAG_PICKLE
         """Whether items of type `bytes` go as they are, with the tag of "bytes": the same item comes out, two copies less."""
         self.loads: dict[int, Callable[[bytes], Any]] = {
@@ -153,8 +193,9 @@ class Codec:
 
     def carrying(self, headers: Callable[[], Mapping[str, str]]) -> Codec:
         """A codec that asks for headers with each item it writes, and puts them before it."""
-        codec, dumps = copy.copy(self), self.dumps
+        codec, dumps, live = copy.copy(self), self.dumps, self.dumps_live
         codec.tag = self.tag | TAG_HEADERS
         codec.takes_bytes = False  # these have a place for headers only behind the serializer
         codec.dumps = lambda item: with_headers(headers(), dumps(item))
+        codec.dumps_live = live and (lambda item: with_headers(headers(), live(item)))
         return codec

@@ -140,6 +140,11 @@ class Settler(HeadEnd):
             return True
         return self._lease_ms > 0 and not again and _acked_unasked.pop((self._salt, position), False) is False
 
+    @at_head
+    def is_lent(self, position: int, index: int, count: int) -> bool:
+        """Whether an ack of an item would make it done, or find that its lease has ended, which is to be told."""
+        return self._lease_ms > 0 or self._ours(position, index, count) >= 0
+
     def count_off(self) -> bool:
         """Count off an item that was done when this handle took it; False if there is none left. The file does not change.
 

@@ -170,6 +170,8 @@ class Spool:
             info = os.stat(self.path)
         except FileNotFoundError:
             info = None
+        except PermissionError:  # this process has given up rights that it had; the open file is as good as before
+            info = None if self.is_deleted() else os.fstat(self.fd)
         if info is None or (info.st_dev, info.st_ino) != self._inode:
             what = "was deleted" if info is None else "was replaced by another file"
             raise SpoolReplacedError(
@@ -270,8 +272,11 @@ class Spool:
         return OSError(exc.errno, f"{what}: {os.strerror(exc.errno or 0)}; {changed}; {remedy}", self.path)
 
     def named(self, exc: BaseException, what: str, changed: str) -> BaseException:
-        """What to raise for an exception: itself, or `disk_error` of it if it is the system's and names no file."""
-        if isinstance(exc, OSError) and exc.filename is None and not isinstance(exc, DurableQError):
+        """What to raise for an exception: itself, or `disk_error` of it if it is the system's and names no file.
+
+        One without a number is not the system's: a TimeoutError, say, that a signal handler raised.
+        """
+        if isinstance(exc, OSError) and exc.errno and exc.filename is None and not isinstance(exc, DurableQError):
             return self.disk_error(exc, what, changed)
         return exc
 

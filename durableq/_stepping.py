@@ -23,6 +23,7 @@ from durableq._checkpoint import mark_head
 from durableq._commit import Committer
 from durableq._compiled import Ends
 from durableq._leases import DEAD_CODE, MAX_COUNT, RETURNED_CODE
+from durableq._lifetimes import is_leaving
 from durableq._locks import HotLock
 from durableq._owner import Owners
 from durableq._reclaim import Reclaimer
@@ -136,7 +137,8 @@ class Stepping(Ends):
 
     def _look(self) -> bool:
         began = time.monotonic()
-        self._spool.check_replaced()
+        if not is_leaving():  # the files of anonymous queues go before the last threads do, who need only what is open
+            self._spool.check_replaced()
         died = self._owners.someone_died()
         now = time.monotonic()
         self._look_at = now + max(_LOOK, 50 * (now - began))

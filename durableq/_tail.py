@@ -98,7 +98,7 @@ class TailEnd(Settler):
                 at = NOBODYS
             if commit >= 0 and words[T_COMMIT] == commit:
                 self._undo_append()
-            if not isinstance(exc, OSError) or exc.filename is not None:
+            if not isinstance(exc, OSError) or not exc.errno or exc.filename is not None:
                 raise
             refused = exc
         finally:

@@ -6,14 +6,20 @@ The usual thread has one at a time. That one lies in a variable, and the array s
 from __future__ import annotations
 
 from array import array
+from collections.abc import Callable
 
 _COUNT_BITS = 16
+_CROWD = 1024
+"""Items that are noted before it is worth a look whether other threads have acked them: those that have none of their own."""
 
 
 class Unacked:
     """A queue of (position, index, count), for one thread. An interrupt leaves it as it was or as it was to be."""
 
-    def __init__(self) -> None:
+    def __init__(self, is_lent: Callable[[int, int, int], bool] | None = None) -> None:
+        """`is_lent` tells of an item whether an ack of it would still be one; without it they are kept until they are dropped."""
+        self._is_lent = is_lent
+        self._crowd = _CROWD
         self._one: tuple[int, int, int] | None = None
         """Older than all in the array: it is only filled when that is empty."""
         self.acking: tuple[int, int, int] | None = None
@@ -27,6 +33,15 @@ class Unacked:
             self._one = position, index, count
         else:
             self._words.extend((position, index << _COUNT_BITS | count))
+            if len(self._words) - self._first > 2 * self._crowd:
+                self._shed()
+
+    def _shed(self) -> None:
+        """Forget what other threads have acked: they begin with the oldest. At each doubling, so it costs little an item."""
+        if self._is_lent is not None:
+            while (oldest := self.oldest()) is not None and not self._is_lent(*oldest):
+                self.drop()
+        self._crowd = max(_CROWD, len(self._words) - self._first)
 
     def oldest(self) -> tuple[int, int, int] | None:
         """The oldest item; None if there is none."""

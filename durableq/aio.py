@@ -65,7 +65,7 @@ class AsyncDurableQueue:
 
     def __init__(self, path: str | os.PathLike[str], maxsize: int = 0, **options: Any) -> None:
         self.queue = queue = DurableQueue(path, maxsize, **options)
-        queue._this_thread = _ThisTask()  # type: ignore[assignment]
+        queue._this_thread = _ThisTask(self.queue._store.is_lent)  # type: ignore[assignment]
         self._store = store = queue._store
         self._waits_for_disk = options.get("sync") == 0
         self._items, self._room, self._end = Watch(store, GET), Watch(store, PUT), Watch(store, JOIN)
@@ -254,8 +254,9 @@ class AsyncDurableQueue:
 class _ThisTask:
     """What each task has taken with `get` and not yet acked. Outside of tasks, each thread."""
 
-    def __init__(self) -> None:
-        self._this_thread = _ThisThread()
+    def __init__(self, is_lent: Callable[[int, int, int], bool]) -> None:
+        self._is_lent = is_lent
+        self._this_thread = _ThisThread(is_lent)
         self._tasks: weakref.WeakKeyDictionary[object, Unacked] = weakref.WeakKeyDictionary()
 
     @property
@@ -267,7 +268,7 @@ class _ThisTask:
         try:
             return self._tasks[task]
         except KeyError:
-            return self._tasks.setdefault(task, Unacked())
+            return self._tasks.setdefault(task, Unacked(self._is_lent))
 
 
 def _trio_task() -> object | None:

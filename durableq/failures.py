@@ -49,6 +49,9 @@ FRESH = 60.0
 SWEEP_FROM = 1 << 20
 """Bytes below which the file is never swept by itself. Above, it is when it has doubled since the last sweep."""
 
+NOT_DECODED = "an item that was not decoded"
+"""For people, in place of the item."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -76,6 +79,11 @@ class Failure:
     def of(cls, delivery: Delivery, reason: str, details: str = "", *, pid: int | None = None) -> Failure:
         """What happened just now to a delivery; `pid`: in which process, if not in this one."""
         return cls.now(delivery.id, delivery.deliveries, short(delivery.item), reason, details, pid=pid)
+
+    @classmethod
+    def undecoded(cls, delivery: Delivery, reason: str) -> Failure:
+        """As `of`, for a delivery whose item cannot be decoded."""
+        return cls.now(delivery.id, delivery.deliveries, NOT_DECODED, reason)
 
     @classmethod
     def now(cls, id: str, deliveries: int, item: str, reason: str, details: str = "", *, pid: int | None = None) -> Failure:

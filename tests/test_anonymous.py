@@ -203,3 +203,70 @@ def test_files_that_stayed_for_children_go_with_the_next_queue_whatever_other_ch
     assert not os.path.exists(os.path.dirname(q.path))
     end.set()
     other.join(PATIENCE)
+
+
+def test_a_child_that_the_program_has_joined_and_closed_is_no_user_any_more():
+    context = multiprocessing.get_context("fork")
+    end = context.Event()
+    q = durableq.Queue()
+    process = context.Process(target=end.wait, args=(PATIENCE,))
+    process.start()
+    q.close()
+    end.set()
+    process.join(PATIENCE)
+    process.close()
+    durableq.Queue().close()
+    assert not os.path.exists(os.path.dirname(q.path))
+
+
+def test_after_a_change_of_user_that_may_not_see_its_directory_it_works_on(start):
+    if os.getuid():
+        pytest.skip("only root can become another user")
+    worker = start(
+        """
+        q = durableq.JoinableQueue()
+        os.setgid(65534)
+        os.setuid(65534)
+        try:
+            os.stat(q.path)
+        except PermissionError:
+            q.put(1)
+            say(q.get())
+        q.task_done()
+        os._exit(0)
+        """
+    )
+    worker.expect("1")
+    worker.finish()
+
+
+LIVE = """
+import multiprocessing, socket, sys
+import durableq
+
+def work(q):
+    end = q.get()
+    end.sendall(b"reply") if hasattr(end, "sendall") else end.send_bytes(b"reply")
+    end.close()
+
+if __name__ == "__main__":
+    context = multiprocessing.get_context(sys.argv[1])
+    q = durableq.Queue()
+    process = context.Process(target=work, args=(q,))
+    process.start()
+    ours, theirs = socket.socketpair() if sys.argv[2] == "socket" else multiprocessing.Pipe()
+    q.put_many([theirs]) if sys.argv[3] == "together" else q.put(theirs)
+    print(ours.recv(5) if sys.argv[2] == "socket" else ours.recv_bytes())
+    process.join()
+"""
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize("kind", ["socket", "connection"])
+@pytest.mark.parametrize("put", ["alone", "together"])
+def test_a_connection_reaches_the_process_that_gets_it(method, kind, put, tmp_path):
+    program = tmp_path / "program.py"
+    program.write_text(LIVE)
+    command = [sys.executable, program, method, kind, put]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
+    assert (done.stdout, done.stderr, done.returncode) == ("b'reply'\n", "", 0)

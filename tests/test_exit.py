@@ -184,3 +184,30 @@ def test_what_a_daemon_thread_puts_while_the_process_leaves_is_synced_or_owed(pa
         path,
     )
     assert told[0] == "True"
+
+
+def test_threads_of_a_child_work_on_to_their_end_with_a_queue_of_the_child_s_own(tmp_path):
+    """Its files go when the child does, which is before these threads have ended, and again and again they look."""
+    program = tmp_path / "program.py"
+    program.write_text(textwrap.dedent("""
+        import multiprocessing, os, threading
+        import durableq
+        def child():
+            q = durableq.JoinableQueue()
+            def loop():
+                while os.path.exists(q.path):
+                    q.qsize()
+                for item in iter(q.get, None):
+                    print("did", item, flush=True)
+                    q._store._look_at = 0.0
+                    q.task_done()
+            threading.Thread(target=loop).start()
+            q.put_many([1, 2, 3, None])
+        if __name__ == "__main__":
+            process = multiprocessing.get_context("fork").Process(target=child)
+            process.start()
+            process.join()
+            print(process.exitcode)
+        """))
+    done = subprocess.run([sys.executable, program], capture_output=True, text=True, timeout=PATIENCE)
+    assert (done.stdout.splitlines(), done.stderr) == (["did 1", "did 2", "did 3", "0"], "")

@@ -218,3 +218,17 @@ def test_forward_can_ship_what_the_standard_queue_handler_put(q, make_redis):
     with server.client() as client:
         fields = client.xrange("logs")[0][1]
     assert (fields[b"value"], fields[b"level"]) == (b"x", b"INFO")
+
+
+def test_a_name_that_is_no_utf_8_goes_along(logger, q):
+    name = os.fsdecode(b"caf\xe9")
+    logger().error("cannot open %s", name, extra={"name_of_it": name})
+    fields = q.get()
+    assert (fields["message"], fields["name_of_it"]) == (f"cannot open {name}", name)
+
+
+def test_an_extra_under_a_name_of_the_record_s_own_goes_along_under_another(logger, q):
+    logger().info("x", extra={"host": "db1", "user": "ada"})
+    fields = q.get()
+    assert (fields["extra_host"], fields["user"]) == ("db1", "ada")
+    assert fields["host"] != "db1"

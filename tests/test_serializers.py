@@ -8,6 +8,7 @@ import copy
 import json
 import marshal
 import pickle
+import signal
 
 import pytest
 
@@ -225,3 +226,77 @@ def test_a_module_travels_as_a_serializer(path):
         there.put([1, 2])
         beside.put([3])
         assert [q.get(), q.get()] == [[1, 2], [3]]
+
+
+def test_an_object_that_lives_with_its_process_is_refused_if_it_cannot_be_decoded_later(open_queue, start, path):
+    """A connection is passed on by the process that put it. When that has ended there is none, and no other in its place."""
+    putter = start(
+        """
+        import multiprocessing
+        q = DurableQueue(path)
+        ours, theirs = multiprocessing.Pipe()
+        q.put(theirs)
+        q.put("next")
+        """,
+        path,
+    )
+    putter.finish()
+    q = open_queue()
+    with pytest.raises(DecodeError):
+        q.get(timeout=10)
+    assert q.get(timeout=10) == "next"
+
+
+@pytest.mark.parametrize("text", ["caf\udce9", {"caf\udce9": ["caf\udce9"]}])
+def test_json_carries_texts_that_are_no_utf_8(open_queue, text):
+    q = open_queue(serializer="json")
+    q.put(text)
+    assert q.get_nowait() == text
+
+
+class Slow:
+    """Decoding one of these is interrupted by a signal whose handler raises."""
+
+    def __reduce__(self):
+        return _interrupt, ()
+
+
+def _interrupt():
+    signal.raise_signal(signal.SIGUSR1)
+    return "decoded"
+
+
+def _once(number, frame):
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    raise TimeoutError("time limit")
+
+
+@pytest.fixture
+def limited():
+    """A time limit by a signal, as job runners have it; the signal comes once."""
+    before = signal.signal(signal.SIGUSR1, _once)
+    yield
+    signal.signal(signal.SIGUSR1, before)
+
+
+@pytest.mark.parametrize("take", ["get", "get_many", "reserve", "reserve_many"])
+def test_what_a_signal_handler_raises_while_an_item_is_decoded_is_raised_and_the_item_stays(q, limited, take):
+    q.put(Slow())
+    q.put("next")
+    with pytest.raises(TimeoutError, match="^time limit$"):
+        getattr(q, take)(*([2] if "many" in take else []))
+    assert q.get_many(5) == ["decoded", "next"]
+    assert q.dead_letters.qsize() == 0
+
+
+def test_what_a_signal_handler_raises_under_a_lock_stays_what_it_is(q, limited, monkeypatch):
+    def interrupted(*_):
+        monkeypatch.undo()
+        signal.raise_signal(signal.SIGUSR1)
+
+    monkeypatch.setattr(q, "_fast_append", None)
+    monkeypatch.setattr(q._store, "_write", interrupted)
+    with pytest.raises(TimeoutError, match="^time limit$"):
+        q.put("x")
+    q.put("y")
+    assert q.get_many(5) == ["y"]

@@ -245,3 +245,35 @@ def test_task_done_that_failed_before_it_did_anything_can_be_too_late_when_it_is
     other.reserve(timeout=PATIENCE).extend(60)
     with pytest.raises(StaleDeliveryError):
         q.task_done()
+
+
+def test_who_takes_and_never_acks_does_not_remember_what_others_have_acked(q):
+    taken = threading.Semaphore(0)
+
+    def finish():
+        for _ in range(10_000):
+            taken.acquire()
+            q.task_done()
+
+    thread = threading.Thread(target=finish)
+    thread.start()
+    for number in range(10_000):
+        q.put(number)
+        q.get()
+        taken.release()
+    thread.join()
+    assert len(q._this_thread.unacked._words) < 10_000
+    q.put("mine")
+    assert q.get() == "mine"
+    q.task_done()
+    assert q.unfinished_tasks == 0
+
+
+def test_who_holds_many_items_forgets_none_of_them(q, open_queue):
+    q.put_many(range(5000))
+    for _ in range(5000):
+        q.get()
+    for _ in range(4999):
+        q.task_done()
+    q.close()
+    assert open_queue().get_many(5) == [4999]

@@ -337,3 +337,61 @@ def test_without_a_terminal_it_only_logs_one_line_for_each_event(q, durableq):
     log = end(durableq("work", "q.dq", "jobs:handle", "-j", "1", "--until-empty"), 0)
     assert all(re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d (INFO|WARNING|ERROR) ", line) for line in log.splitlines())
     assert len(log.splitlines()) == 3
+
+
+def test_a_shutdown_is_one_request_to_stop_however_many_workers_tell_of_it(q, durableq, shop):
+    q.put(("slow", True))
+    program = durableq("work", "q.dq", "jobs:handle", "-j", "4")
+    until(lambda: told(shop / "slow"))
+    until(lambda: len([owner for owner in q.stats().owners if owner.waiting]) == 3)
+    program.send_signal(signal.SIGSTOP)  # so that it finds all of them gone at once
+    idle = [owner.pid for owner in q.stats().owners if owner.waiting]
+    q.shutdown()
+    until(lambda: not any(map(alive, idle)))
+    program.send_signal(signal.SIGCONT)
+    read_until(program, "stopping")
+    (shop / "slow-go").touch()
+    log = end(program, 0)
+    assert "1 items done" in log and "given back" not in log
+
+
+def test_a_terminal_that_is_gone_is_an_orderly_end(q, durableq, shop):
+    q.put(("slow", True))
+    terminal, theirs = pty.openpty()
+    environment = {**os.environ, "TERM": "xterm"}
+    program = durableq("work", "q.dq", "jobs:handle", "-j", "1", stderr=theirs, env=environment)
+    os.close(theirs)
+    until(lambda: told(shop / "slow"))
+    os.close(terminal)
+    program.send_signal(signal.SIGHUP)  # by the shell
+    program.send_signal(signal.SIGHUP)  # and by the kernel
+    with pytest.raises(subprocess.TimeoutExpired):
+        program.wait(1.0)  # several views would have been shown
+    (shop / "slow-go").touch()
+    assert program.wait(PATIENCE) == 0
+    assert q.unfinished_tasks == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT])
+def test_a_signal_that_is_ignored_when_it_starts_is_ignored(q, durableq, shop, number):
+    """`nohup`, and the background of a script."""
+    q.put(("slow", True))
+    program = durableq(
+        "work", "q.dq", "jobs:handle", "-j", "1", preexec_fn=lambda: signal.signal(number, signal.SIG_IGN)
+    )
+    until(lambda: told(shop / "slow"))
+    program.send_signal(number)
+    (shop / "slow-go").touch()
+    until(lambda: not q.unfinished_tasks)
+    assert program.poll() is None
+    program.terminate()
+    log = end(program, 0)
+    assert "SIGTERM: stopping" in log and number.name not in log
+
+
+def test_a_module_that_ends_the_program_when_it_is_imported_is_one_line(durableq, shop):
+    (shop / "leaves.py").write_text("import sys\nsys.exit(0)\n")
+    program = durableq("work", "q.dq", "leaves:handle")
+    _, log = program.communicate(timeout=PATIENCE)
+    assert program.returncode == 1
+    assert "leaves cannot be imported: SystemExit: 0" in log and log.count("\n") == 1

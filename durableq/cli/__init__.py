@@ -9,8 +9,10 @@ Whatever goes wrong becomes one line on stderr, with the remedy, and an exit cod
 from __future__ import annotations
 
 import argparse
+import codecs
 import contextlib
 import errno
+import io
 import os
 import signal
 import sys
@@ -54,6 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     process by their signals, which is how a shell learns that it must stop its loop as well.
     """
     occupy_standard_streams()
+    _let_everything_be_printed()
     code = _run(sys.argv[1:] if argv is None else argv)
     if argv is None and code > ENDED_BY:
         number = signal.Signals(code - ENDED_BY)
@@ -75,6 +78,20 @@ def occupy_standard_streams() -> None:
             os.open(os.devnull, wrong_way)  # takes the lowest that is free, which is this one
             if fd == 1:
                 sys.stdout = open(fd, "w", closefd=False)  # noqa: SIM115, as long as the program
+
+
+def _let_everything_be_printed() -> None:
+    """What the encoding of stdout has no word for, a path in bytes or an item in another script, is no reason to fail."""
+
+    def shown(error: UnicodeError) -> tuple[str | bytes, int]:
+        try:
+            return codecs.lookup_error("surrogateescape")(error)  # the very bytes of a path
+        except UnicodeError:
+            return codecs.lookup_error("backslashreplace")(error)
+
+    codecs.register_error("durableq", shown)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="durableq")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -147,11 +164,7 @@ def _exit_codes() -> str:
 
 def _run(argv: Sequence[str]) -> int:
     try:
-        # Parsing is inside as well: printing the help can meet a closed pipe too.
-        if not argv or argv[0] not in COMMANDS:
-            parser().parse_args(argv)  # ends with the help, the version, or an error
-        this = command(argv[0])
-        code = this.run(parse(this, argv[1:]))
+        code = _obey(argv)
         sys.stdout.flush()
         return code
     except KeyboardInterrupt as interrupt:
@@ -168,6 +181,17 @@ def _run(argv: Sequence[str]) -> int:
         _finish_stdout()
         tell(" ".join(_message(error).split()))
         return _code(error)
+
+
+def _obey(argv: Sequence[str]) -> int:
+    try:
+        # Parsing is inside as well: printing the help can meet a closed pipe or a full disk too.
+        if not argv or argv[0] not in COMMANDS:
+            parser().parse_args(argv)  # ends with the help, the version, or an error
+        this = command(argv[0])
+        return this.run(parse(this, argv[1:]))
+    except SystemExit as end:  # of argparse, after the help
+        return int(end.code or 0)
 
 
 def _finish_stdout() -> None:

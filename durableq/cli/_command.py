@@ -75,6 +75,8 @@ class Failure(Exception):
 
 def tell(message: str) -> None:
     """Say something on stderr, if anybody listens."""
+    if sys.stderr is None:  # it was closed, and `print` would write to stdout, among the items
+        return
     with contextlib.suppress(OSError, ValueError):
         print(f"durableq: {message}", file=sys.stderr)
 

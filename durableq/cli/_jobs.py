@@ -25,6 +25,10 @@ PLACE = "{}"
 """In a command, where the item goes; without one it goes to stdin."""
 _KEPT = 16 << 10
 """Bytes of stderr that are kept."""
+_LONGEST = 64 << 10
+"""Bytes of stderr without a newline that are passed on all the same: a line has to end some time."""
+_PIPE = 64 << 10
+"""Bytes that a pipe holds unless it is told otherwise: so many a command can have left behind when it ends."""
 _PATIENCE = 5.0
 """Seconds that a job has after SIGTERM until SIGKILL."""
 _NO_SUCH_COMMAND = frozenset(
@@ -110,22 +114,23 @@ class Job:
     # -- listening -----------------------------------------------------------------------------------------------------
 
     def listen(self) -> bool:
-        """Pass on what is on its stderr; False if nothing will ever come again."""
-        while True:
-            try:
-                data = self._stderr.read(1 << 16)
-            except OSError:
-                return False
-            if data is None:
-                return True
-            self._tail = (self._tail + data)[-_KEPT:]
-            *lines, self._line = (self._line + data).split(b"\n")
-            if not data:
-                lines, self._line = ([self._line] if self._line else []), b""
-            if lines:
-                _say(b"\n".join([*lines, b""]))
-            if not data:
-                return False
+        """Pass on what is on its stderr now; False if nothing will ever come again.
+
+        One read and no more: who writes all the time would keep us here for ever, and there is more to look after.
+        """
+        try:
+            data = self._stderr.read(_PIPE)
+        except OSError:
+            return False
+        if data is None:
+            return True
+        self._tail = (self._tail + data)[-_KEPT:]
+        *lines, self._line = (self._line + data).split(b"\n")
+        if self._line and (not data or len(self._line) > _LONGEST):
+            lines, self._line = [*lines, self._line], b""
+        if lines:
+            _say(b"\n".join([*lines, b""]))
+        return bool(data)
 
     @property
     def told(self) -> str:

@@ -78,9 +78,7 @@ class Loans:
 
     def not_decoded(self, delivery: Delivery, reason: str) -> None:
         """There is no work on it: it cannot be decoded, and no try will change that."""
-        from durableq.pool._link import NOT_DECODED
-
-        self._bury(delivery, failures.Failure.now(delivery.id, delivery.deliveries, NOT_DECODED, reason))
+        self._bury(delivery, failures.Failure.undecoded(delivery, reason))
 
     def _bury(self, delivery: Delivery, story: failures.Failure) -> None:
         with self._settling(delivery):

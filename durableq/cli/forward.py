@@ -12,7 +12,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
-from durableq.cli._command import DONE, INTERRUPTED, USAGE, Command, Failure, existing_spool, positive
+from durableq.cli._command import DONE, INTERRUPTED, USAGE, Command, Failure, counted, existing_spool, positive, tell
 
 URL_VARIABLE = "DURABLEQ_FORWARD_URL"
 
@@ -53,7 +53,7 @@ def _run(options: argparse.Namespace) -> int:
             in_flight=options.in_flight,
         )
     refused = f", {done.refused} went to the dead letters" if done.refused else ""
-    print(f"durableq: {done.sent} items forwarded{refused}", file=sys.stderr)
+    tell(f"{counted(done.sent, 'item')} forwarded{refused}")
     return INTERRUPTED if signals.seen == signal.SIGINT else DONE
 
 
@@ -67,7 +67,8 @@ class _Signals:
 
     def __enter__(self) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
-            self._before[number] = signal.signal(number, self._on_signal)
+            if signal.getsignal(number) is not signal.SIG_IGN:  # as the background of a script wants it
+                self._before[number] = signal.signal(number, self._on_signal)
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
@@ -100,6 +101,8 @@ def _part(text: str | None) -> str | Callable[[Any], Any] | None:
         function: Callable[[Any], Any] = getattr(found, name)
     except (ImportError, AttributeError) as exc:
         raise Failure(f"{text}: there is no such function: {exc}", USAGE) from None
+    except (Exception, SystemExit) as exc:  # anything can happen while a module is run
+        raise Failure(f"{text}: {module} cannot be imported: {type(exc).__name__}: {exc}") from exc
     finally:
         sys.path.pop(0)
     return function

@@ -48,7 +48,7 @@ _LARGE = 1 << 20
 _BOXES = 64
 """So many takes may be unacked at most, however small their items are: a kill counts a delivery of each."""
 _PAGE = 64
-"""Items that are looked at together."""
+"""Items that are looked at together, at most."""
 _GRACE = 1.0
 """Seconds that a reader has to read what was written when a signal ends us."""
 _LOOK, _LONGEST_LOOK = 0.001, 0.25
@@ -257,15 +257,18 @@ class _Getter:
 
     def show_all(self) -> int:
         """Write what is there and leave it there; the exit code."""
-        count, last = 0, -1
+        count, last, page = 0, -1, 1
         most = self._options.most
         code = DEAD_CODE if self._options.dead else RETURNED_CODE
         while most is None or count < most:
-            box = self._store.peek(_PAGE if most is None else min(_PAGE, most - count), code, last)
+            self._signals.check()
+            box = self._store.peek(page if most is None else min(page, most - count), code, last)
             if not box:
                 break
-            self._outlet.write(self._joiner.pieces(self._shower.show(box)))
+            shown = self._shower.show(box)
+            self._outlet.write(self._joiner.pieces(shown))
             count, last = count + len(box), box[-1][0]
+            page = max(1, min(_PAGE, 2 * page, _MUCH * len(box) // max(1, sum(map(len, shown)))))
         return DONE if count else EMPTY
 
 

@@ -22,7 +22,7 @@ def _run(options: argparse.Namespace) -> int:
         count = queue.dead_letters.qsize() if options.dead else queue.qsize()
         what = "dead letter" if options.dead else "item"
         question = f"throw away {counted(count, what)} of {queue.path}?"
-        if count and not options.yes and sys.stdin.isatty() and not _agrees(question):
+        if count and not options.yes and sys.stdin and sys.stdin.isatty() and not _agrees(question):
             print("nothing was thrown away")
             return FAILED
         removed = _purge_dead(queue) if options.dead else queue.purge()

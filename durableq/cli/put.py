@@ -57,6 +57,12 @@ def _run(options: argparse.Namespace) -> int:
         serializer="json" if options.json else "bytes",
     )
     with queue, Signals() as signals:
+        if options.on_full in ("block", "fail") and queue._store.options.on_full != "block":
+            raise Failure(
+                f"{queue.path}: this queue drops its oldest items when it is full, as it was told when it was created; "
+                f"leave --on-full {options.on_full} away, or take another file",
+                USAGE,
+            )
         putter = _Putter(queue, options, signals)
         if options.items:
             putter.put([os.fsencode(item) for item in options.items])
@@ -116,8 +122,15 @@ class _Putter:
             decoded = [_json(item) for item in items] if self._options.json else items
             together = not self._options.delay and sum(map(len, items)) < _LARGE * len(items)
             while done < len(decoded):
-                done += self._put_some(decoded[done:] if done else decoded, together)
-                if done < len(decoded):
+                try:
+                    put = self._put_together(decoded[done:] if done else decoded) if together else self._put_one(decoded[done])
+                except ValueError as error:  # one never fits, or is no text
+                    if not together:
+                        raise Failure(f"{error}; the items before it were put") from error
+                    together = False  # of them none was put: come to the one
+                    continue
+                done += put
+                if done < len(decoded) and (together or not put):
                     self._wait_for_room(decoded[done], done, len(decoded))
                     done += 1
         except BaseException:
@@ -125,20 +138,21 @@ class _Putter:
                 tell(f"up to {len(items) - done} items that had been read were not put")
             raise
 
-    def _put_some(self, items: list[Any], together: bool) -> int:
-        """How many were put before the queue was full."""
-        if together:
-            try:
-                self._queue.put_many(items, block=False)
-            except Full as full:
-                return int(str(full).split()[0]) if full.args else 0
-            return len(items)
-        for n, item in enumerate(items):
-            try:
-                self._queue.put(item, block=False, delay=self._options.delay)
-            except Full:
-                return n
+    def _put_together(self, items: list[Any]) -> int:
+        """How many were put before the queue was full. Raises ValueError, and has put none then."""
+        try:
+            self._queue.put_many(items, block=False)
+        except Full as full:
+            return int(str(full).split()[0]) if full.args else 0
         return len(items)
+
+    def _put_one(self, item: Any) -> bool:
+        """Whether the queue was not full. Raises ValueError."""
+        try:
+            self._queue.put(item, block=False, delay=self._options.delay)
+        except Full:
+            return False
+        return True
 
     def _wait_for_room(self, item: Any, done: int, total: int) -> None:
         """The queue is full: put one more item, however long that takes."""

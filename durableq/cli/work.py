@@ -91,7 +91,7 @@ def _find(name: str) -> Callable[[Any], Any]:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
             raise Failure(f"{module_name} cannot be imported: {_told(error)}") from error
         raise Failure(f"there is no module {error.name!r} on the path ({os.getcwd()} comes first in it)", USAGE) from error
-    except Exception as error:  # anything can happen while a module is run
+    except (Exception, SystemExit) as error:  # anything can happen while a module is run
         raise Failure(f"{module_name} cannot be imported: {_told(error)}") from error
     for part in path.split("."):
         if not hasattr(found, part):
@@ -100,7 +100,7 @@ def _find(name: str) -> Callable[[Any], Any]:
     return cast(Callable[[Any], Any], found)
 
 
-def _told(error: Exception) -> str:
+def _told(error: BaseException) -> str:
     """What it is, and where in the user's module it was raised."""
     last = traceback.extract_tb(error.__traceback__)[-1]
     return f"{type(error).__name__}: {error} ({last.filename}, line {last.lineno})"

@@ -30,6 +30,7 @@ from durableq import failures
 from durableq._delivery import Delivery
 from durableq._queue import DurableQueue
 from durableq.errors import DecodeError, Empty, ShutDown, StaleDeliveryError
+from durableq.failures import Failure
 from durableq.integrations.message import Headers, Message, Part, Shape, UnsendableError
 from durableq.integrations.sinks.base import CONFIRMED, REFUSED, AwayError, Parcel, Sink
 from durableq.integrations.sinks.open import open_sink
@@ -183,22 +184,21 @@ class _Forwarder:
         try:
             # Waiting is for when there is nothing else to do: replies are not kept waiting for the next item.
             idle = not self._under_way and not self._drain
-            deliveries = self._queue.reserve_many(self._size, block=idle, timeout=_TICK if idle else None)
+            deliveries = self._queue.reserve_sealed(self._size, block=idle, timeout=_TICK if idle else None)
         except Empty:
             self._ended = self._drain
             return held
         except ShutDown:
             self._ended = True
             return held
-        except DecodeError as exc:
-            self._refused += 1
-            log.warning("%s", exc)
-            return held
         for delivery in deliveries:
             if self._leased and not _keep(delivery):
                 continue
             try:
+                self._queue.unseal(delivery)
                 held.append(_Held(delivery, self._shape.message(delivery)))
+            except DecodeError as exc:
+                self._bury(delivery, Failure.undecoded(delivery, str(exc)))
             except UnsendableError as exc:
                 self._refuse(delivery, str(exc))
         self._resize(held, len(deliveries))
@@ -239,10 +239,14 @@ class _Forwarder:
             log.info("item %s was sent, and has gone to somebody else meanwhile, who sends it again", delivery.id)
 
     def _refuse(self, delivery: Delivery, reason: str) -> None:
+        self._bury(delivery, Failure.of(delivery, reason))
+
+    def _bury(self, delivery: Delivery, story: Failure) -> None:
         self._refused += 1
-        log.warning("item %s goes to the dead letters: %s", delivery.id, reason)
+        log.warning("item %s goes to the dead letters: %s", delivery.id, story.reason)
         try:
-            failures.reject(self._queue, delivery, reason)
+            failures.note(self._queue, story)  # first, as in `failures.reject`
+            delivery.reject()
         except StaleDeliveryError:
             log.info("item %s has gone to somebody else meanwhile", delivery.id)
 

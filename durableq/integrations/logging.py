@@ -9,7 +9,7 @@ a power cut in the next second loses it. Each record becomes one JSON object:
     time        seconds since 1970        level       "INFO"          logger      its name
     message     as formatted              host, pid, process, thread  where it comes from
     file, line, function                  where in the code           exception   the traceback, if there is one
-    ...         what was given as `extra`, as text where JSON has no such thing
+    ...         what was given as `extra`, as text where JSON has no such thing; as extra_NAME if the name is one of the above
 
 The file is bounded, lest an outage of what ships it fill the disk: from `max_bytes` on the oldest records make room, and
 `durableq stat` says how many did.
@@ -89,8 +89,8 @@ class DurableHandler(logging.Handler):
         if record.stack_info:
             fields["stack"] = record.stack_info
         for name, value in vars(record).items():
-            if name not in _ITS_OWN and name not in fields:
-                fields[name] = _speakable(value)
+            if name not in _ITS_OWN:
+                fields[f"extra_{name}" if name in fields else name] = _speakable(value)
         return fields
 
     def close(self) -> None:

@@ -13,11 +13,11 @@ entry if the item is a mapping, an attribute if not).
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from durableq._delivery import Delivery
+from durableq._serializers import json_encoder
 from durableq.errors import ReservedNameError
 
 __all__ = ["BYTES", "Message", "Part", "Shape", "UnsendableError"]
@@ -30,7 +30,7 @@ Headers = Mapping[str, str] | Iterable[str] | Callable[[Any], Mapping[str, Any]]
 
 _NO_HEADERS: dict[str, bytes] = {}
 BYTES, _TEXT, _JSON = "application/octet-stream", "text/plain", "application/json"
-_to_json = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode
+_to_json = json_encoder(allow_nan=False)
 
 
 class UnsendableError(Exception):
@@ -102,7 +102,7 @@ def _encoded(value: Any) -> tuple[bytes, str]:
         return bytes(value), BYTES
     if isinstance(value, str):
         return value.encode(), _TEXT
-    return _to_json(value).encode(), _JSON
+    return _to_json(value), _JSON
 
 
 def _name(name: Any) -> str:

@@ -109,9 +109,9 @@ def take_signals(cell: Cell) -> None:
     def nothing(number: int, frame: FrameType | None) -> None:
         pass
 
-    signal.signal(signal.SIGTERM, retire)
-    signal.signal(signal.SIGINT, nothing)
-    signal.signal(signal.SIGHUP, nothing)
+    for number, handler in ((signal.SIGTERM, retire), (signal.SIGINT, nothing), (signal.SIGHUP, nothing)):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as the pool was started, so are they
+            signal.signal(number, handler)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD_BACK)
 
 

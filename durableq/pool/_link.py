@@ -35,11 +35,9 @@ from logging.handlers import QueueHandler
 from multiprocessing import reduction
 from typing import Any
 
-from durableq.failures import LONGEST, short
+from durableq.failures import LONGEST, NOT_DECODED, short
 
 NOW = b"now"
-NOT_DECODED = "an item that was not decoded"
-"""For people, in place of the item."""
 ASK = signal.SIGUSR2
 """The worker's Python stack is written to its last words at this signal, even if it never gives up the GIL again."""
 

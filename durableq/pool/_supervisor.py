@@ -202,7 +202,7 @@ class Supervisor:
         bad = ""
         if member.ended_in_order():
             _log.log(logging.DEBUG if self._heeded else logging.INFO, "%s ended: %s", member.name, member.cell.reason)
-            if member.cell.fields.final and not self._heeded:
+            if member.cell.fields.final and not self._requests:  # every worker says it: one request, not many
                 self.stop(member.cell.reason)
         else:
             self._buried.deaths += 1
@@ -277,16 +277,19 @@ class Supervisor:
             return
 
         def request(number: int, frame: FrameType | None) -> None:
-            self.stop(signal.Signals(number).name)
+            # Of a terminal that is gone both its shell and the kernel tell: the second time is nobody's impatience.
+            if number != signal.SIGHUP or not self._requests:
+                self.stop(signal.Signals(number).name)
 
-        numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-        before: list[Callable[[int, FrameType | None], object] | int | None] = [
-            signal.signal(number, request) for number in numbers
-        ]
+        before = {
+            number: signal.signal(number, request)
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+            if signal.getsignal(number) is not signal.SIG_IGN  # as `nohup` and the background of a script want it
+        }
         try:
             yield
         finally:
-            for number, handler in zip(numbers, before, strict=True):
+            for number, handler in before.items():
                 signal.signal(number, handler if handler is not None else signal.SIG_DFL)
 
     # -- people --------------------------------------------------------------------------------------------------------
@@ -297,5 +300,9 @@ class Supervisor:
 
     def _show(self) -> None:
         if self._watch is not None and time.monotonic() >= self._next_show:
-            self._display.show(self._watch.look())
+            view = self._watch.look()
+            try:
+                self._display.show(view)
+            except OSError:  # the terminal is gone: no reason to stop working
+                self._watch = None
             self._next_show = time.monotonic() + _SHOWN_EVERY

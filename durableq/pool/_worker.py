@@ -30,9 +30,9 @@ from typing import Any
 from durableq import failures
 from durableq._delivery import Delivery
 from durableq.errors import DecodeError, Empty, ShutDown, StaleDeliveryError
-from durableq.failures import Failure
+from durableq.failures import NOT_DECODED, Failure
 from durableq.pool._keeper import Keeper, die_with, take_signals
-from durableq.pool._link import NOT_DECODED, Cell, Forwarder
+from durableq.pool._link import Cell, Forwarder
 from durableq.pool._settings import Result, Settings
 
 _log = logging.getLogger("durableq.pool")
@@ -94,10 +94,13 @@ class Worker:
                 taken += len(together)
                 try:
                     self._take_on(together)
-                except ShutDown:
+                except (ShutDown, OSError) as error:  # of a queue, and no fault of the items
                     for delivery in together:
-                        _settle(delivery, Delivery.release)
-                    return "the results queue was shut down", True
+                        with suppress(OSError):
+                            _settle(delivery, Delivery.release)
+                    if isinstance(error, ShutDown):
+                        return "the results queue was shut down", True
+                    raise
 
     def _too_old(self, taken: int) -> str:
         settings = self._settings
@@ -148,7 +151,7 @@ class Worker:
         try:
             self._queue.unseal(delivery)
         except DecodeError as error:
-            failures.note(self._queue, Failure.now(delivery.id, delivery.deliveries, NOT_DECODED, str(error)))
+            failures.note(self._queue, Failure.undecoded(delivery, str(error)))
             if _settle(delivery, Delivery.reject):
                 self._cell.fields.dead += 1
                 _log.error("item %s is a dead letter: %s", delivery.id, error)

@@ -77,7 +77,7 @@ class RedisSink(Sink):
         try:
             connection.connect()
             self._largest = self._ask_largest(connection)
-        except self._errors as exc:
+        except self._redis.RedisError as exc:  # also of a database that is not there, or of rights: until that is mended
             connection.disconnect()
             raise AwayError(str(exc)) from exc
         self._connection = connection
