@@ -28,6 +28,7 @@ from durableq._record import DEAD, DONE, HEADER_SIZE, MAGIC_BYTES, TAG_PAD, deco
 from durableq._recovery import Recovery
 from durableq._scan import Reader
 from durableq._spool import (
+    CHECKPOINT_SECTORS,
     HEAD_SECTOR,
     SUPERBLOCK,
     TAIL_SECTOR,
@@ -146,7 +147,7 @@ class _Checker:
             self._bad_sectors += [Damage(at, 512, "superblock") for at, _ in static_copies(fd)]
         self._spool = Spool(path, fd, salt, options)
         self._words = self._control_words()
-        for sector in (*range(TAIL_SECTOR, TAIL_SECTOR + 2), *range(HEAD_SECTOR, HEAD_SECTOR + 2)):
+        for sector in CHECKPOINT_SECTORS:
             if self._spool.is_bad_checkpoint(sector) and self._words is None:
                 self._bad_sectors.append(Damage(sector * 512, 512, "checkpoint"))
 
@@ -332,7 +333,7 @@ class _Checker:
         base, tail = recovery.base, recovery.tail
         count, size = recovery.damaged, recovery.damaged_bytes
         for damage in self._read().damaged:  # what recovery has left for its turn to come
-            if damage.offset >= SUPERBLOCK and damage.reason != "cut off":
+            if SUPERBLOCK <= damage.offset < tail - base and damage.reason != "cut off":
                 count, size = count + 1, size + damage.length
                 spool.set_aside(damage.offset + base, damage.offset, damage.length)
                 spool.cover(damage.offset + base, damage.offset + base + damage.length, base)

@@ -7,6 +7,8 @@ in two steps: a place is remembered, and written down when a sync has passed it.
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from durableq._spool import HEAD_SECTOR, TAIL_SECTOR, Checkpoint, Spool
 from durableq._state import (
     BASE,
@@ -80,7 +82,13 @@ def mark_head(spool: Spool, control: Control, reach: int = DISTANCE) -> None:
 
 
 def mark_open(spool: Spool, control: Control) -> None:
-    """Take back the word of an orderly close, before anything is changed again; under the head lock."""
+    """Take back the word of an orderly close, before anything is changed again; under the head lock.
+
+    Without one a checkpoint is written all the same, for its number: control words do not fit an older copy of the spool then.
+    """
     if control.words[H_LIMIT] <= control.head()[0]:
         mark_head(spool, control)
         spool.sync()
+    else:
+        with suppress(OSError):
+            mark_head(spool, control)

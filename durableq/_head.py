@@ -201,8 +201,8 @@ class HeadEnd(Returned):
             if len(offsets) == wanted or position >= self._tail_seen or at + HEADER_SIZE > len(buffer):
                 break
         milestone = position > words[H_NEXT]
-        if milestone and position > words[H_LIMIT]:
-            mark_head(self._spool, self._control, DISTANCE + position - words[H_POS + flip])
+        if milestone:
+            self._let_pass(words[H_POS + flip], position)
         if done and len(offsets) == 1:
             _os.pwrite(self._fd, DONE_BYTE, words[H_POS + flip] - self._head_base + STATE_OFFSET)
         elif done:
@@ -281,9 +281,11 @@ class HeadEnd(Returned):
             lost = self._set_aside(position, following)
             if lost:
                 self._spool.cover(position, following, self._head_base)
+            self._let_pass(position, following)
             self._control.set_head(following, sequence + lost)
             return
         end = position + header.size
+        self._let_pass(position, end)
         if header.tag == TAG_PAD:
             self._control.set_head(end, sequence)
             return
@@ -304,6 +306,11 @@ class HeadEnd(Returned):
             self._words[H_STATE] |= SPECIAL  # who comes next has to look at what is due
             self._ledger.append(position, header.size, header.deliveries, due, DELAYED_CODE)
         self._control.set_head(end, sequence + 1)
+
+    def _let_pass(self, position: int, end: int) -> None:
+        """Before the head goes from a position to another: the checkpoint that lets it, if one is due."""
+        if end > self._words[H_LIMIT]:
+            mark_head(self._spool, self._control, DISTANCE + end - position)
 
     @at_head
     def _pass_letters(self) -> None:

@@ -237,7 +237,8 @@ class Region:
         self.detach()
         self.__dict__.update(fresh.__dict__)
         words = self._words
-        words[EPOCH] += 2  # the others map it anew; after a kill before this line the recount does it
+        if words[EPOCH]:  # else this is recovery: there are no others, and what is 0 tells the next one to begin once more
+            words[EPOCH] += 2  # the others map it anew; after a kill before this line the recount does it
         words[H_STATE] = words[EPOCH] << 2 | SPECIAL | words[H_STATE] & BUSY  # whoever has the head next looks closer
         _os.punch(self._fd, offset, old_size)
 

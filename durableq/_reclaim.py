@@ -171,12 +171,7 @@ class Reclaimer:
         words[PUNCHED] = tail
         words[UNPUNCHED] = 0
         self._finish()
-        if words[COVERED]:
-            # Before anybody writes here again. If the power fails and this rewind is not on the disk, but what was written
-            # after it is, then pads may be gone, and records come back that were dead by them. And a file whose checkpoint
-            # has base 0 must be one that was never written over: recovery takes for damage what no power cut does to it.
-            self._spool.sync()
-            words[COVERED] = 0
+        words[COVERED] = 0
         if length > KEEP:
             pages = SUPERBLOCK + KEEP
             _os.ftruncate(self._spool.fd, pages)
@@ -214,7 +209,8 @@ class Reclaimer:
 
     def _finish(self) -> None:
         words = self._words
-        if words[PENDING]:
+        collapsed = words[PENDING]
+        if collapsed:
             # The size tells whether the collapse was done: nobody could append while both locks were held.
             if os.fstat(self._spool.fd).st_size <= words[PENDING_SIZE] - words[PENDING]:
                 words[BASE] = words[PENDING_BASE]
@@ -225,6 +221,12 @@ class Reclaimer:
         words[PUNCHED] = max(words[PUNCHED], words[BASE] + SUPERBLOCK)
         mark_tail_synced(self._spool, self._control)  # after a rewind nothing alive lies before it
         mark_head(self._spool, self._control)
+        if words[COVERED] and not collapsed:
+            # Before anybody writes here again, so before EPOCH is even. If the power fails and this rewind is not on the
+            # disk, but what was written after it is, then pads may be gone, and records come back that were dead by them. And
+            # a file whose checkpoint has base 0 must be one that was never written over: recovery takes for damage what no
+            # power cut does to it.
+            self._spool.sync()
         words[EPOCH] += 1
         self._control.settle_tail_state()
         words[H_STATE] = words[EPOCH] << 2 | SPECIAL | words[H_STATE] & BUSY  # whoever has the head looks closer

@@ -43,7 +43,8 @@ HEAD_SIZE = 24
 STATE_OFFSET = 4
 DELIVERIES_OFFSET = 5
 DUE_OFFSET = 16
-MAX_LENGTH = 0xFFFF_FF00
+MAX_LENGTH = 0x7FE0_0000
+"""Of a payload. Linux reads and writes a little less than 2 GiB at a time, and what it takes only in part does not fit."""
 
 TAG_PICKLE = 1
 TAG_JSON = 2

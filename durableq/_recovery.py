@@ -33,8 +33,8 @@ from durableq._checkpoint import DISTANCE, mark_head, mark_tail_synced
 from durableq._leases import DEAD_CODE, DELAYED_CODE, RETURNED_CODE
 from durableq._ledger import Ledger
 from durableq._record import DEAD, DONE, DONE_BYTE, HEADER_SIZE, READY, STATE_OFFSET, TAG_PAD, Header, decode_due
-from durableq._scan import Reader, Span, commonest_base, first_base
-from durableq._spool import HEAD_SECTOR, SUPERBLOCK, TAIL_SECTOR, Checkpoint, Spool
+from durableq._scan import Reader, Span, first_base, newest_base
+from durableq._spool import CHECKPOINT_SECTORS, HEAD_SECTOR, SUPERBLOCK, TAIL_SECTOR, Checkpoint, Spool
 from durableq._state import (
     BASE,
     COVERED,
@@ -89,6 +89,7 @@ def rebuild(spool: Spool, control: Control, ledger: Ledger, size: int) -> None:
     mark_head(spool, control)
     spool.sync()
     mark_tail_synced(spool, control)
+    spool.sync()  # an older one may name a place behind the end of the file: it must not come into force when that has grown
     words[EPOCH] = 2
 
 
@@ -122,14 +123,16 @@ class Recovery:
         self.tail_sequence = self.head_sequence = 0
         self.behind_mark: list[tuple[int, int]] = []
         """What is damaged behind the tail checkpoint, from where to where."""
+        self._gaps: list[tuple[int, int]] = []
+        """What is no record behind the tail checkpoint and before another, from where to where."""
         self.behind: list[Header] = []
         """Records before the head that are not done."""
 
     def _find_base(self, tail_mark: Checkpoint | None, head_mark: Checkpoint | None, size: int) -> int:
         marks = [mark for mark in (tail_mark, head_mark) if mark is not None]
-        if not marks:
-            return commonest_base(self._spool.fd, self._spool.salt, size)
-        base = max(mark.base for mark in marks)
+        base = max((mark.base for mark in marks), default=0)
+        if not marks or any(map(self._spool.is_bad_checkpoint, CHECKPOINT_SECTORS)):  # the last one may be among the lost
+            base = max(base, newest_base(self._spool.fd, self._spool.salt, size))
         # A rewind or a collapse that was carried out and marked is on the disk; one that was only announced may be.
         pending = tuple(base + mark.pending for mark in marks if mark.pending and mark.base == base)
         if pending:
@@ -147,9 +150,12 @@ class Recovery:
             if header is None or end > self._end or (header.state != DONE and self.reader.payload(header) is None):
                 broken.append((position, end, header))
                 continue
-            for span in broken:
-                self._judge(*span)
-                self._cover(*span[:2])
+            for low, high, found in broken:
+                self._judge(low, high, found)
+                if found is None:
+                    self._gaps.append((low, high))
+                else:
+                    self._cover(low, high)
             broken.clear()
             self.tail = end
             self.tail_sequence += header.tag != TAG_PAD
@@ -209,6 +215,9 @@ class Recovery:
             self.behind += [h for h in seen if h.state != DONE]
             seen.clear()
         self.head = min(max(self.head, mark.position), self.tail)
+        for low, high in self._gaps:
+            if high > self.head:  # before it lies a hole, maybe, and the disk may have no block for a pad in it
+                self._cover(low, high)
         if not self._exact or self.head > self.tail_mark.position:
             waiting = sum(1 for _ in self.reader.walk(self.head, self.tail))
             # Numbers go on from both checkpoints: should the power fail again, one old and one new one still agree.

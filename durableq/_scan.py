@@ -115,7 +115,7 @@ class Reader:
         end = header.position + header.size
         boundary = self._boundary(header.position + 1)
         while boundary < end:
-            if self._is_hole(boundary, min(end, boundary + _os.BLOCK)) or self._pad_end(boundary):
+            if self._is_hole(boundary, min(end, boundary + _os.BLOCK)) or self.pad_end(boundary):
                 return True
             boundary += _os.BLOCK
         return self._was_reached(header.position, end)
@@ -123,7 +123,7 @@ class Reader:
     def is_remains(self, position: int, end: int) -> bool:
         """Whether a gap is zeros, or what lies beside a hole, or of another turn of the file: nothing that was alive."""
         boundary = self._boundary(position)
-        if any(self._pad_end(boundary - n * _os.BLOCK) >= end for n in (1, 2)):
+        if any(self.pad_end(boundary - n * _os.BLOCK) >= end for n in (1, 2)):
             return True  # its hole did not reach the disk, so what we read before is the dead record that it lies across
         if boundary > position and self._is_hole(position, min(end, boundary)):
             return True  # zeros; or a hole ends there whose pad did not reach the disk
@@ -165,7 +165,7 @@ class Reader:
         data = self.bytes_at(position, end - position)
         return data == _ZEROS[: len(data)]
 
-    def _pad_end(self, position: int) -> int:
+    def pad_end(self, position: int) -> int:
         """Where the pad ends that begins at a position; 0 if none does."""
         header = decode(self.bytes_at(position, HEADER_SIZE), 0, position, self._salt) if position > self.base else None
         return position + header.size if header is not None and header.tag == TAG_PAD else 0
@@ -177,7 +177,9 @@ class Reader:
         """Whether records around here tell of a turn of the file whose beginning did not reach the disk."""
         low = max(SUPERBLOCK, position - self.base - _WINDOW)
         high = end - self.base + _os.BLOCK - 1 & -_os.BLOCK
-        return any(base > self.base for base in _bases(self._fd, self._salt, low, high))
+        # Near it, and at the front, where every turn begins.
+        places = ((low, high), (SUPERBLOCK, min(low, SUPERBLOCK + _WINDOW)))
+        return any(base > self.base for place in places for base in _bases(self._fd, self._salt, *place))
 
 
 def _bases(fd: int, salt: int, offset: int, end: int) -> Iterator[int]:
@@ -206,12 +208,17 @@ def first_base(fd: int, salt: int, size: int, candidates: tuple[int, ...]) -> in
     return None
 
 
-def commonest_base(fd: int, salt: int, size: int) -> int:
-    """The base that most records at the front of the file imply: the last resort when no checkpoint can be read."""
+def newest_base(fd: int, salt: int, size: int) -> int:
+    """The base of the latest turn that the records at the front of the file tell of: for when checkpoints are lost.
+
+    Bases only grow, and behind the few records of a turn lie many of the one before. A single record does not count if it
+    tells of more than one turn after that: bits of its position may have flipped.
+    """
     votes: Counter[int] = Counter()
     for base in _bases(fd, salt, SUPERBLOCK, size):
         if base >= 0:
             votes[base] += 1
             if sum(votes.values()) >= 256:
                 break
-    return max(votes, key=lambda base: (votes[base], base), default=0)
+    usual = max(votes, key=lambda base: (votes[base], base), default=0)
+    return max((base for base, count in votes.items() if count > 1 or base <= usual + size), default=0)

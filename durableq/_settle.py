@@ -281,6 +281,7 @@ class Settler(HeadEnd):
                 if header is None or reader.payload(header) != payload:
                     gone.append(taken)  # its space was given back
                     continue
+                self._uncover(reader, position)
                 self._write_state(position, READY_BYTE)
                 ledger.rebuild((position, record_size(len(payload)), RETURNED_CODE))
                 ledger.recount(head)
@@ -293,6 +294,13 @@ class Settler(HeadEnd):
             else:
                 self._return_uncounted(i, count)
         return gone
+
+    def _uncover(self, reader: Reader, position: int) -> None:
+        """Let the pad of a punch that lies over a record end before it: recovery would pass it by."""
+        block = (position - self._head_base & -_os.BLOCK) + self._head_base
+        for pad in (block, block - _os.BLOCK):
+            if reader.pad_end(pad) > position:
+                self._spool.cover(pad, position, self._head_base)
 
     def _return_uncounted(self, i: int, count: int) -> None:
         ledger = self._ledger

@@ -47,6 +47,7 @@ SECTOR = 512
 _STATIC = struct.Struct("<8sIIQQQIIQI")
 _CHECKPOINT = struct.Struct("<9QI")
 TAIL_SECTOR, HEAD_SECTOR, CONTROL_SECTOR, COPY_SECTOR = 1, 3, 5, 7
+CHECKPOINT_SECTORS = range(TAIL_SECTOR, HEAD_SECTOR + 2)
 USERS_BYTE = 1 << 62
 """Every handle holds a shared lock on this byte of the spool: who finds the control file missing learns whether others
 still work with the deleted one."""

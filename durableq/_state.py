@@ -198,6 +198,10 @@ def belongs(fd: int, expected: bytes) -> bool:
 def reuse(fd: int) -> int:
     """Make a control file that nobody uses any more as good as a fresh one; returns its fd."""
     zeros = bytes(OWNER_OFFSET)
+    # A ledger that has moved has left a hole where a new one begins: on a full disk its blocks make up for that.
+    size = os.fstat(fd).st_size
+    if _os.seek_data(fd, LEDGER_OFFSET, size) > LEDGER_OFFSET:
+        _os.punch(fd, LEDGER_OFFSET, size - LEDGER_OFFSET)
     _os.allocate(fd, 0, LEDGER_OFFSET)
     _os.pwrite_all(fd, zeros, 0)
     for offset in range(OWNER_OFFSET, LEDGER_OFFSET, OWNER_OFFSET):

@@ -212,6 +212,7 @@ class Store(Inspector):
         self._spool.sync()
         mark_tail_synced(self._spool, self._control)
         mark_head(self._spool, self._control, high - low + DISTANCE)
+        self._spool.sync()  # the checkpoints before the pads on the disk as well
         if high > low:
             self._reclaimer.bury(low, high)
         self._control.set_head(high, sequence)

@@ -86,9 +86,9 @@ def keep_counts(fd: int, spool: Spool) -> None:
     words = _words(fd)
     if not region_fits(words[REGION], os.fstat(fd).st_size):
         return
-    base = words[BASE]
+    base, end = words[BASE], words[BASE] + os.fstat(spool.fd).st_size
     for position, count in read_counts(fd, words[REGION]):
-        if position < base:
+        if not base <= position < end:
             continue
         header = decode(_os.pread(spool.fd, HEADER_SIZE, position - base), 0, position, spool.salt)
         if header is not None and header.state != DONE and header.deliveries < min(count, 255):

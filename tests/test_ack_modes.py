@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 from processes import PATIENCE, until
 
@@ -248,3 +250,26 @@ def test_a_delayed_item_behind_one_that_cannot_be_decoded_is_delivered(open_queu
         q.get()
     assert q.get(timeout=PATIENCE) == b"second"
     assert (q.stats().damaged, q.dead_letters.qsize()) == (0, 1)
+
+
+def _fail():
+    raise RuntimeError
+
+
+class Undecodable:
+    def __reduce__(self):
+        return _fail, ()
+
+
+def test_what_was_given_back_below_the_pad_of_a_punch_is_there_after_a_reboot(open_queue, path):
+    q = open_queue(ack="get", sync=None)
+    q.put_many([b"x" * 100] * 199 + [Undecodable()] + [b"x" * 100] * 50)
+    assert len(q.get_many(200)) == 199
+    assert q.dead_letters.qsize() == 1
+    q.sync()
+    copy = path.with_name("copy.dq")
+    shutil.copyfile(path, copy)
+    copy.chmod(0o600)
+    with durableq.DurableQueue(copy, ack="get") as after_a_reboot:
+        assert after_a_reboot.dead_letters.qsize() == 1
+        assert after_a_reboot.qsize() == 50

@@ -328,3 +328,23 @@ def test_a_kill_inside_repair_costs_nothing_that_is_whole(spool, step):
     got, dead, _ = drain(spool)
     assert got == ITEMS[11:50] + ITEMS[51:]
     assert dead == [ITEMS[10]]
+
+
+def test_an_older_copy_from_between_two_openings_is_sound_too(path):
+    """Nothing was synced, and no checkpoint was due: what tells the two apart is that it was opened in between."""
+
+    def opened():
+        return DurableQueue(path, sync=None, serializer="bytes")
+
+    with opened() as q:
+        q.put_many(ITEMS[:10])
+    shutil.copyfile(path, f"{path}.copy")
+    with opened() as q:
+        assert q.get_many(10) == ITEMS[:10]
+        for _ in range(10):
+            q.task_done()
+    shutil.copyfile(f"{path}.copy", path)
+    report = durableq.check(path)
+    assert (report.ok, report.waiting, report.live) == (True, 10, False)
+    with opened() as q:
+        assert q.get_many(10) == ITEMS[:10]

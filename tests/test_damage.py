@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from processes import Child
 
-from durableq import DurableQueue, check
+from durableq import DurableQueue, check, repair
 
 MARKED = [f"payload number {number:03} ".encode() * 40 for number in range(50)]
 
@@ -156,4 +156,13 @@ def test_damage_of_a_returned_item_costs_only_that(path):
         for delivery in deliveries:
             delivery.nack()
         assert [item for item in drain(q) if item in MARKED] == MARKED[:20] + MARKED[21:]
+        assert q.stats().damaged == 1
+
+
+def test_a_repair_counts_what_is_broken_at_the_end_once(path):
+    cut_off(path)
+    spoil(path, MARKED[49])
+    assert len(repair(path).damaged) == 1
+    with DurableQueue(path, serializer="bytes") as q:
+        assert q.get_many(100) == MARKED[:49]
         assert q.stats().damaged == 1

@@ -290,3 +290,54 @@ say(os.path.basename(backup))
     ).splitlines()
     assert said[2:] == ["q.dq-backup"]
     assert all("make room" in line and "q.dq" in line for line in said[:2])
+
+
+ANOTHER_BOOT = """
+fill()
+with open(path + "-shm", "r+b") as file:
+    file.write(bytes(64))
+q = DurableQueue(path, sync=None, serializer="bytes")
+"""
+
+
+def test_a_queue_that_was_consumed_past_its_checkpoint_needs_no_room_to_be_recovered(on_a_small_disk):
+    on_a_small_disk(
+        """
+if not os.fork():
+    q = DurableQueue(path, sync=None, serializer="bytes")
+    q.put_many([os.urandom(50_000) for _ in range(80)])
+    for _ in range(60):
+        q.get()
+        q.task_done()
+    os._exit(0)
+os.wait()
+"""
+        + ANOTHER_BOOT
+        + """
+assert q.qsize() == 20
+assert len(q.get_many(20)) == 20
+""",
+        size="16m",
+    )
+
+
+def test_a_queue_whose_ledger_has_moved_needs_no_room_to_be_recovered(on_a_small_disk):
+    on_a_small_disk(
+        """
+if not os.fork():
+    q = DurableQueue(path, sync=None, serializer="bytes")
+    q.put_many([b"x"] * 6000)
+    taken = q.reserve_many(4000)
+    for delivery in taken[1:]:
+        delivery.ack()
+    while len(taken) < 5500:
+        taken += q.reserve_many(1500)
+    os._exit(0)
+os.wait()
+"""
+        + ANOTHER_BOOT
+        + """
+assert q.qsize() == 2001
+""",
+        size="16m",
+    )

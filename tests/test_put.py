@@ -220,3 +220,12 @@ def test_an_interrupted_put_that_waited_leaves_no_item_behind(open_queue, start,
     producer.finish()
     assert q.get_nowait() == "first"
     assert q.empty()
+
+
+def test_an_item_that_linux_cannot_write_at_a_time_is_refused(open_queue):
+    q = open_queue(serializer="bytes")
+    with pytest.raises(ValueError, match="never fits"):
+        q.put(bytes(0x7FFFF000))
+    with pytest.raises(ValueError, match="never fits"):
+        q.put_many([b"x", bytes(0x7FFFF000)])
+    assert q.qsize() == 0
