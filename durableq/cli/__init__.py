@@ -56,7 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     process by their signals, which is how a shell learns that it must stop its loop as well.
     """
     occupy_standard_streams()
-    _let_everything_be_printed()
+    if argv is None:
+        _let_everything_be_printed()
     code = _run(sys.argv[1:] if argv is None else argv)
     if argv is None and code > ENDED_BY:
         number = signal.Signals(code - ENDED_BY)
