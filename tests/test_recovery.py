@@ -79,7 +79,8 @@ def spoil(path, sectors, data):
 def test_without_its_checkpoints_what_was_put_last_is_still_found(second_turn, lost):
     copy = second_turn.with_name("spoiled.dq")
     shutil.copyfile(second_turn, copy)
-    sectors = CHECKPOINT_SECTORS if lost == "all" else [_newest(copy, pair) for pair in (CHECKPOINT_SECTORS[:2], CHECKPOINT_SECTORS[2:])]
+    pairs = CHECKPOINT_SECTORS[:2], CHECKPOINT_SECTORS[2:]
+    sectors = CHECKPOINT_SECTORS if lost == "all" else [_newest(copy, pair) for pair in pairs]
     spoil(copy, sectors, b"\xa5" * SECTOR)
     with reopened(copy) as q:
         assert q.get_many(10) == [b"keep %d" % n for n in range(5)]
@@ -101,7 +102,7 @@ def test_without_its_superblock_what_was_put_last_is_still_repaired(second_turn)
 
 def test_what_fell_due_far_behind_the_head_s_checkpoint_and_was_done_is_not_counted(path):
     with DurableQueue(path, serializer="bytes") as q:
-        for n in range(20_000):
+        for n in range(30_000):
             q.put(b"x" * 500, delay=1e6)
             if not n % 1000:
                 q.sync()
@@ -114,7 +115,7 @@ def test_what_fell_due_far_behind_the_head_s_checkpoint_and_was_done_is_not_coun
             q.task_done()
         q.sync()
         with reopened(path) as again:
-            assert (again.qsize(), again.unfinished_tasks) == (20_000, 20_000)
+            assert (again.qsize(), again.unfinished_tasks) == (30_000, 30_000)
 
 
 def test_the_last_thing_that_recovery_does_is_a_sync(path, monkeypatch):
