@@ -190,7 +190,8 @@ class Recovery:
         mark = self.head_mark
         self.head, self.head_sequence = self.front, mark.sequence
         seen: list[Header] = []
-        limit = max(mark.limit, mark.position)
+        # A later checkpoint may be lost while a mark that it allowed is on the disk: so look on for as far as it reached.
+        limit = max(mark.limit, mark.position) + (0 if self.orderly else DISTANCE)
         for header in self._survey(self.front, self.tail):
             if header.position >= limit and (self.orderly or header.position < self.tail_mark.position):
                 break

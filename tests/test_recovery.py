@@ -11,6 +11,7 @@ from processes import PATIENCE, Child
 import durableq
 from durableq import DurableQueue, Empty, _ledger, _os
 from durableq._ledger import Ledger
+from durableq._record import DONE_BYTE, HEADER_SIZE, STATE_OFFSET
 from durableq._spool import CHECKPOINT_SECTORS, SECTOR, SUPERBLOCK
 from durableq._state import BASE, EPOCH, MOUNT, REGION
 
@@ -116,6 +117,24 @@ def test_what_fell_due_far_behind_the_head_s_checkpoint_and_was_done_is_not_coun
         q.sync()
         with reopened(path) as again:
             assert (again.qsize(), again.unfinished_tasks) == (30_000, 30_000)
+
+
+def test_what_is_done_beyond_the_limit_of_a_checkpoint_whose_successor_was_lost_is_not_counted(path):
+    items = [b"%06d" % n + b"x" * 500 for n in range(24_000)]
+    with DurableQueue(path, serializer="bytes") as q:
+        for first in range(0, len(items), 1000):
+            q.put_many(items[first : first + 1000])
+            q.sync()
+        copy = path.with_name("cut.dq")
+        shutil.copyfile(path, copy)  # as it was before anything was taken
+    with open(copy, "r+b") as file:
+        data = file.read()
+        for item in items[9000:9010]:  # whose page of marks is on the disk
+            file.seek(data.index(item) - HEADER_SIZE + STATE_OFFSET)
+            file.write(DONE_BYTE)
+    with reopened(copy) as q:
+        assert q.qsize() == len(items) - 10
+        assert q.get_many(len(items)) == items[:9000] + items[9010:]
 
 
 def test_the_last_thing_that_recovery_does_is_a_sync(path, monkeypatch):
