@@ -88,6 +88,7 @@ def test_the_usual_put_get_and_ack_are_compiled(q):
     q.put("first of all")  # opens the eyes of both ends
     assert q.get() == "first of all"
     q.task_done()
+    store._look_at = time.monotonic() + PATIENCE  # else they are left to Python on a busy machine, to look around
     assert store._fast_append(b"x", q._tag) != LEFT
     assert store._fast_append_many([b"y", b"z"], q._tag) != LEFT
     box = []
@@ -98,12 +99,25 @@ def test_the_usual_put_get_and_ack_are_compiled(q):
     assert q.stats().unfinished == 1
 
 
+def test_a_get_that_only_lends_tells_nobody_of_a_change_also_when_all_is_on_the_disk(open_queue, monkeypatch):
+    q = open_queue(sync=0.01)
+    q.put_many(range(200))
+    q.get()
+    until(lambda: not q._store._words[q._store._committer._dirty])  # its thread has synced
+    told = []
+    monkeypatch.setattr(q._store, "told", lambda *args: told.append(args))
+    for _ in range(100):
+        q.get()
+    assert len(told) < 10  # it looks around now and then, and Python takes that one
+
+
 def test_a_large_item_is_read_by_the_compiled_call(open_queue):
     q = open_queue(serializer="bytes")
     q.put(b"")
     q.get()
     q.task_done()
     q.put(b"x" * 300_000)
+    q._store._look_at = time.monotonic() + PATIENCE  # else it is left to Python on a busy machine, to look around
     assert q._store._fast_take([], 1, True, 0, False) != LEFT
 
 

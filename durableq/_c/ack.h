@@ -30,5 +30,5 @@ static PyObject *fast_ack(Ends *self, PyObject *const *args, Py_ssize_t nargs)
         strike_out(self, &ledger, (uint64_t)found);
     leave(self, HEAD_MUTEX);
     Py_END_ALLOW_THREADS
-    return marked ? answer(self, words[PUT_WAITERS] || words[JOIN_WAITERS]) : PyLong_FromLong(LEFT);
+    return marked ? answer(self, words[PUT_WAITERS] || words[JOIN_WAITERS], 1) : PyLong_FromLong(LEFT);
 }

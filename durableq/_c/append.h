@@ -58,7 +58,7 @@ static PyObject *append(Ends *self, struct iovec *parts, int n_parts, uint8_t **
     Py_END_ALLOW_THREADS
     if (written != (ssize_t)total)
         return PyLong_FromLong(LEFT); /* the twin tries again, and says what is wrong */
-    return answer(self, end > words[T_MARK]);
+    return answer(self, end > words[T_MARK], 1);
 }
 
 static PyObject *fast_append(Ends *self, PyObject *const *args, Py_ssize_t nargs)

@@ -158,10 +158,11 @@ static int enter(Ends *self, int mutex, int state, const int64_t *calm, int64_t 
 
 static void leave(Ends *self, int mutex) { pthread_mutex_unlock((pthread_mutex_t *)((char *)self->words + mutex)); }
 
-/* After a change: is there anybody to tell? */
-static PyObject *answer(Ends *self, int tell)
+/* After a change: is there anybody to tell? `wrote`: the spool was changed, of which a handle that is in sync with the disk has to
+ * hear. To lend changes nothing there. */
+static PyObject *answer(Ends *self, int tell, int wrote)
 {
-    if (self->dirty_word && self->words[self->dirty_word] != 1)
+    if (wrote && self->dirty_word && self->words[self->dirty_word] != 1)
         tell = 1;
     return PyLong_FromLong(tell ? TELL : DID);
 }

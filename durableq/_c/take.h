@@ -217,7 +217,7 @@ again:
         taken = take_returned(self, box, limit, done, reserved);
         if (taken == limit || words[H_STATE] & SPECIAL) {
             leave(self, HEAD_MUTEX);
-            return taken ? answer(self, words[PUT_WAITERS] || words[JOIN_WAITERS]) : PyLong_FromLong(LEFT);
+            return taken ? answer(self, words[PUT_WAITERS] || words[JOIN_WAITERS], done) : PyLong_FromLong(LEFT);
         }
     }
     self->returning = 0;
@@ -257,7 +257,7 @@ again:
     if (!found)
         leave(self, HEAD_MUTEX);
     if (taken)
-        return answer(self, words[PUT_WAITERS] || words[JOIN_WAITERS] || first > words[H_NEXT]);
+        return answer(self, words[PUT_WAITERS] || words[JOIN_WAITERS] || first > words[H_NEXT], done);
     if (empty && patient && look_out(self)) {
         patient = 0;
         goto again;
