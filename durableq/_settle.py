@@ -324,11 +324,14 @@ class Settler(HeadEnd):
     # -- dropping and redriving ----------------------------------------------------------------------------------------
 
     def drop_one(self) -> bool:
-        """Drop the oldest item that nobody has; False if there is none. Under the head lock, stepped in."""
+        """Drop the oldest item that nobody has. Under the head lock, stepped in.
+
+        False if there is none, or the head came to what is none, and has passed it or read it anew.
+        """
         box: list[Taken] = []
         self._take_returned(box, 1, True, 0)
-        while not box and self._take_fresh(box, 1, True, 0):
-            pass
+        if not box:
+            self._take_fresh(box, 1, True, 0)
         self._words[DROPS] += len(box)
         return bool(box)
 
