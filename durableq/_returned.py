@@ -40,6 +40,7 @@ from durableq._state import (
 )
 from durableq._stepping import at_head
 from durableq._wakeup import EVERYBODY, GET, JOIN, PUT
+from durableq.errors import ClosedError
 
 WINDOW = 64 << 10
 """Bytes read ahead. Published records do not change (but for their state, which is READY behind the head)."""
@@ -83,6 +84,8 @@ class Returned(Handle):
         self._take_letters(box, limit, done, reserved)
         if done and box:
             self._is_done()
+            if self._words[UNPUNCHED] >= BATCH:
+                self._tidy_up()
         return bool(box)
 
     @at_head
@@ -92,8 +95,6 @@ class Returned(Handle):
         except BaseException:
             self._sort_out(box, bytes([STATE_DEAD]))
             raise
-        if self._words[UNPUNCHED] >= BATCH:
-            self._tidy()
 
     def _fill_letters(self, box: list[Taken], limit: int, done: bool, reserved: int) -> None:
         self._let_fall_due()
@@ -181,6 +182,18 @@ class Returned(Handle):
             self._reclaimer.run()
             self._reclaimer.trim()
         self._leave_head()
+
+    def _tidy_up(self) -> None:
+        """Enough has died to give space back. Not in the step that made it done: what the disk refuses here, and may leave half
+        done for the next one under the lock to mend, changes nothing about that.
+        """
+        with suppress(OSError, ClosedError):  # a sync that failed has barred this handle; another thread may have closed it
+            self._tidy_locked()
+
+    @at_head
+    def _tidy_locked(self) -> None:
+        if self._words[UNPUNCHED] >= BATCH:
+            self._tidy()
 
     def _bury_letter(self, i: int) -> None:
         self._write_state(self._ledger.position[i], bytes([STATE_DEAD]))
