@@ -13,7 +13,7 @@ from contextlib import suppress
 from durableq import _os
 from durableq._compiled import crc32
 from durableq._handle import Handle
-from durableq._leases import DEAD_CODE, DEAD_LENT, MAX_COUNT, Taken
+from durableq._leases import DEAD_CODE, DEAD_LENT, MAX_COUNT, RETURNED_CODE, Taken
 from durableq._reclaim import BATCH
 from durableq._record import DEAD as STATE_DEAD
 from durableq._record import (
@@ -75,8 +75,15 @@ class Returned(Handle):
     def _let_fall_due(self) -> None:
         """Under the head lock: what is due is back now, or a dead letter."""
         if self.is_due():
-            self._ledger.expire(time.time_ns() // 1_000_000)
-            self._retire()
+            self._ledger.expire(time.time_ns() // 1_000_000, self._end_lease)
+
+    def _end_lease(self, i: int) -> None:
+        # At once and one by one, not by `_retire`: that looks at all that was given back, and something may fall due at any
+        # time. When a delay ends there is nothing to retire: the nack has looked.
+        if self._max_deliveries and self._ledger.count[i] & MAX_COUNT >= self._max_deliveries:
+            self._bury_letter(i)
+        else:
+            self._ledger.change(i, RETURNED_CODE)
 
     def take_dead(self, box: list[Taken], limit: int, done: bool, reserved: int = 0) -> bool:
         """As `take`, from the dead letters."""
