@@ -120,9 +120,10 @@ class HeadEnd(Returned):
                 raise
             if done:
                 self._handed_out += len(box) - begun
-            # Else the next call says so: what was taken cannot be given back now.
             if not box or not isinstance(exc, OSError) or not exc.errno:
                 raise self._refused(exc, "no item was taken", "nothing was changed") from exc.__cause__
+            # What was taken cannot be given back now: the next call says so, to a handle that is barred if it was a sync.
+            self._refused(exc)
         finally:
             _mutex_unlock(at)
         self.told(done, len(box))

@@ -110,9 +110,9 @@ class Inspector(TailEnd):
 
     def _reap_here(self) -> None:
         self._see_head()
-        self._owners.reap(self._ledger)
+        if self._owners.reap(self._ledger):
+            self._retire()
         self._let_fall_due()
-        self._retire()
         self._leave_head()
 
     def unfinished(self) -> int:

@@ -121,7 +121,9 @@ class Region:
         self._words = control.words
         self._fd = fd
         self._map: mmap.mmap | None = None
+        self._views: tuple[memoryview, ...] = ()
         self._region = 0
+        """The region whose columns are all there; 0: none, or an interrupt came while they were being mapped or unmapped."""
         self._shift = 0
         self.place = (0, 0)
         """The region that is mapped, as its control word names it, and the address at which it is mapped."""
@@ -131,21 +133,22 @@ class Region:
     def attach(self) -> None:
         """Map the region in force; called whenever the epoch changed."""
         region = self._words[REGION]
-        if region != self._region or self._map is None:
+        if region != self._region:
             self.detach()
             self._bind(region)
 
     def detach(self) -> None:
         """Unmap the region."""
+        self._region = 0  # first, as it is last in `_bind`
+        for view in self._views:
+            view.release()
         if self._map is not None:
-            for view in (self._meta, self._due, self._dead, self.position, self._until, self._size, self.owner, self.count):
-                view.release()
-            self._map.close()
+            with suppress(BufferError):  # the traceback of an interrupt may hold a view: the mapping goes with that
+                self._map.close()
             self._map = None
 
     def _bind(self, region: int) -> None:
         log2, offset = region & (_os.BLOCK - 1), region & -_os.BLOCK
-        self._region = region
         self.capacity = capacity = 1 << log2
         self._map = mmap.mmap(self._fd, _region_bytes(log2), offset=offset)
         self.place = region, ctypes.addressof(ctypes.c_char.from_buffer(self._map))
@@ -167,6 +170,8 @@ class Region:
         self.owner = view[at : at + 2 * capacity].cast("H")
         at += 2 * capacity
         self.count = view[at : at + 2 * capacity].cast("H")
+        self._views = (self._meta, self._due, self._dead, self.position, self._until, self._size, self.owner, self.count)
+        self._region = region
 
     @staticmethod
     def create(fd: int, words: memoryview) -> None:

@@ -217,9 +217,11 @@ class Ledger(Region):
                 at = self._map.find(packed(old), stop, end)
         return total
 
-    def expire(self, now: int) -> int:
-        """Return what is due at `now` (milliseconds since 1970): ended delays and ended leases; how many."""
-        total = 0
+    def expire(self, now: int, end_lease: Callable[[int], None]) -> None:
+        """Return what is due at `now` (milliseconds since 1970): ended delays and ended leases.
+
+        `end_lease`: puts an item, by its index, from its holder to where it belongs now. Dead letters go to the dead letters.
+        """
         end = self._meta[END]
         used = (end + (1 << CHUNK_LOG2) - 1) >> CHUNK_LOG2
         for chunk in range(used):
@@ -235,15 +237,17 @@ class Ledger(Region):
                 if until > now and code:
                     earliest = min(earliest, until)
                     continue
-                self._until[i] = NEVER
-                if code == DELAYED_CODE or (slot_of(code) is not None and not is_dead_letter(code)):
+                if code == DELAYED_CODE:
                     self.change(i, RETURNED_CODE)
-                    total += 1
-                elif code >= 0xC000 and code != DEAD_CODE and code != RETURNED_CODE:
-                    self.change(i, DEAD_CODE)
+                elif slot_of(code) is not None:
+                    if is_dead_letter(code):
+                        self.change(i, DEAD_CODE)
+                    else:
+                        end_lease(i)
+                # Behind the change: a delay without an end, which is what a kill between the two would leave, never ends.
+                self._until[i] = NEVER
             self._due[chunk] = earliest
         self._words[NEXT_DUE] = min(self._due[:used], default=NEVER)
-        return total
 
     def recount(self, head: int) -> None:
         """Derive every count from the columns, after a death in the middle of a change."""

@@ -36,7 +36,8 @@ class DurableQueue(ItemReader):
     sync            longest time in seconds that a returned `put` or `task_done` may be lost to a power cut; 0: none, they
                     return once the disk has it; None: left to the operating system. A killed process loses nothing
     max_bytes       bound on the bytes of items that are not done; on_full says what a put does then:
-    on_full         "block": it waits (or raises Full); "drop_oldest": the oldest waiting items go (and are counted)
+    on_full         "block": it waits (or raises Full); "drop_oldest": the oldest waiting items go (and are counted);
+                    what is lent, delayed or dead stays, and where that leaves no room, a put waits all the same
     max_deliveries  after so many deliveries without success an item goes to `dead_letters`
     lease           seconds after which a lent item returns although its holder lives; None: only when the holder is gone
     serializer      "pickle", "json", "bytes", or an object with `dumps` and `loads`

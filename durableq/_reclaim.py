@@ -14,6 +14,10 @@ over it first, so that a reader who comes out of the hole finds a header and not
 
 A rewind or a collapse changes BASE for everybody. It holds both locks and makes EPOCH odd first and even last; who finds
 it odd knows that its author died in between and calls `settle`.
+
+Neither begins while BUSY is set in T_STATE: at its end all is said to be in order at the tail, and then nobody would cut off
+what a producer wrote there and died before it was published. A collapse would leave it in its place behind the tail, where the
+next boot finds it.
 """
 
 from __future__ import annotations
@@ -41,6 +45,7 @@ from durableq._state import (
     PUNCHED,
     SPECIAL,
     T_ROOM,
+    T_STATE,
     UNPUNCHED,
     Control,
 )
@@ -162,7 +167,7 @@ class Reclaimer:
     def _rewind(self) -> bool:
         words = self._words
         tail, _ = self._control.tail()
-        if words[LIVE] or tail != self._control.head()[0] or words[EPOCH] & 1:
+        if words[LIVE] or tail != self._control.head()[0] or words[EPOCH] & 1 or words[T_STATE] & BUSY:
             return False
         length = tail - words[BASE]
         pages = words[T_ROOM] - words[BASE]
@@ -184,7 +189,7 @@ class Reclaimer:
         base = words[BASE]
         length = words[PUNCHED] - base - SUPERBLOCK & -_os.BLOCK
         size = os.fstat(self._spool.fd).st_size
-        if length <= 0 or SUPERBLOCK + length >= size or not self._can_collapse:
+        if length <= 0 or SUPERBLOCK + length >= size or not self._can_collapse or words[T_STATE] & BUSY:
             return 0
         words[EPOCH] += 1
         words[PENDING_SIZE] = size

@@ -13,7 +13,7 @@ from contextlib import suppress
 from durableq import _os
 from durableq._compiled import crc32
 from durableq._handle import Handle
-from durableq._leases import DEAD_CODE, DEAD_LENT, MAX_COUNT, Taken
+from durableq._leases import DEAD_CODE, DEAD_LENT, MAX_COUNT, RETURNED_CODE, Taken
 from durableq._reclaim import BATCH
 from durableq._record import DEAD as STATE_DEAD
 from durableq._record import (
@@ -40,6 +40,7 @@ from durableq._state import (
 )
 from durableq._stepping import at_head
 from durableq._wakeup import EVERYBODY, GET, JOIN, PUT
+from durableq.errors import ClosedError
 
 WINDOW = 64 << 10
 """Bytes read ahead. Published records do not change (but for their state, which is READY behind the head)."""
@@ -74,8 +75,15 @@ class Returned(Handle):
     def _let_fall_due(self) -> None:
         """Under the head lock: what is due is back now, or a dead letter."""
         if self.is_due():
-            self._ledger.expire(time.time_ns() // 1_000_000)
-            self._retire()
+            self._ledger.expire(time.time_ns() // 1_000_000, self._end_lease)
+
+    def _end_lease(self, i: int) -> None:
+        # At once and one by one, not by `_retire`: that looks at all that was given back, and something may fall due at any
+        # time. When a delay ends there is nothing to retire: the nack has looked.
+        if self._max_deliveries and self._ledger.count[i] & MAX_COUNT >= self._max_deliveries:
+            self._bury_letter(i)
+        else:
+            self._ledger.change(i, RETURNED_CODE)
 
     def take_dead(self, box: list[Taken], limit: int, done: bool, reserved: int = 0) -> bool:
         """As `take`, from the dead letters."""
@@ -83,6 +91,8 @@ class Returned(Handle):
         self._take_letters(box, limit, done, reserved)
         if done and box:
             self._is_done()
+            if self._words[UNPUNCHED] >= BATCH:
+                self._tidy_up()
         return bool(box)
 
     @at_head
@@ -92,8 +102,6 @@ class Returned(Handle):
         except BaseException:
             self._sort_out(box, bytes([STATE_DEAD]))
             raise
-        if self._words[UNPUNCHED] >= BATCH:
-            self._tidy()
 
     def _fill_letters(self, box: list[Taken], limit: int, done: bool, reserved: int) -> None:
         self._let_fall_due()
@@ -181,6 +189,18 @@ class Returned(Handle):
             self._reclaimer.run()
             self._reclaimer.trim()
         self._leave_head()
+
+    def _tidy_up(self) -> None:
+        """Enough has died to give space back. Not in the step that made it done: what the disk refuses here, and may leave half
+        done for the next one under the lock to mend, changes nothing about that.
+        """
+        with suppress(OSError, ClosedError):  # a sync that failed has barred this handle; another thread may have closed it
+            self._tidy_locked()
+
+    @at_head
+    def _tidy_locked(self) -> None:
+        if self._words[UNPUNCHED] >= BATCH:
+            self._tidy()
 
     def _bury_letter(self, i: int) -> None:
         self._write_state(self._ledger.position[i], bytes([STATE_DEAD]))

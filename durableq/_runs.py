@@ -6,13 +6,16 @@ the same reason: who dies in between leaves BUSY behind, and all counts are deri
 
 from __future__ import annotations
 
+import re
 from array import array
 from bisect import bisect_right
 from itertools import accumulate
 
-from durableq._leases import CHUNK_LOG2, END, FIRST
+from durableq._leases import CHUNK_LOG2, END, FIRST, Finder
 from durableq._ledger import Ledger
 from durableq._state import LIVE, LIVE_BYTES
+
+_returned_runs: Finder = re.compile(rb"(?:\x7f\xff)+").finditer
 
 
 class RunLedger(Ledger):
@@ -39,6 +42,10 @@ class RunLedger(Ledger):
         """The positions, sizes (in units of 8 bytes) and owner codes of all entries as they are now."""
         end = self._meta[END]
         return array("Q", self.position[:end].tobytes()), array("I", self._size[:end].tobytes()), array("H", self.codes())
+
+    def returned_bytes(self) -> int:
+        """Bytes of the records that were given back."""
+        return 8 * sum(sum(self._size[a:b].tolist()) for a, b in self._runs(_returned_runs, self.codes(), 0))
 
     def run_sizes(self, i: int, n: int) -> list[int]:
         """Bytes of the records of `n` entries from index `i` on."""

@@ -60,6 +60,8 @@ class Settler(HeadEnd):
         finally:
             _mutex_unlock(at)
         self._is_done()
+        if words[UNPUNCHED] >= BATCH:
+            self._tidy_up()
         return True
 
     def ack_many(self, box: list[Taken]) -> int:
@@ -71,6 +73,8 @@ class Settler(HeadEnd):
         done = self._ack_many_locked(box) if box else 0
         if done:
             self._is_done(done)
+            if self._words[UNPUNCHED] >= BATCH:
+                self._tidy_up()
         return done
 
     @at_head
@@ -97,8 +101,6 @@ class Settler(HeadEnd):
             for position in positions:
                 self._write_state(position, DONE_BYTE)
         self._words[UNPUNCHED] += ledger.free_run(i, sizes)
-        if self._words[UNPUNCHED] >= BATCH:
-            self._tidy()
         return len(box)
 
     def ack_oldest(self) -> bool:
@@ -110,6 +112,8 @@ class Settler(HeadEnd):
         except OSError as exc:
             raise self._refused(exc, "the item is not done and stays lent", "nothing was changed") from exc
         self._is_done()
+        if self._words[UNPUNCHED] >= BATCH:
+            self._tidy_up()
         return True
 
     @at_head
@@ -326,17 +330,18 @@ class Settler(HeadEnd):
         # The mark first: an entry whose record is done is noticed, a record without an entry would be lost.
         _os.pwrite(self._fd, DONE_BYTE, position - self._head_base + STATE_OFFSET)
         self._words[UNPUNCHED] += self._ledger.free(i)
-        if self._words[UNPUNCHED] >= BATCH:
-            self._tidy()
 
     # -- dropping and redriving ----------------------------------------------------------------------------------------
 
     def drop_one(self) -> bool:
-        """Drop the oldest item that nobody has; False if there is none. Under the head lock, stepped in."""
+        """Drop the oldest item that nobody has. Under the head lock, stepped in.
+
+        False if there is none, or the head came to what is none, and has passed it or read it anew.
+        """
         box: list[Taken] = []
         self._take_returned(box, 1, True, 0)
-        while not box and self._take_fresh(box, 1, True, 0):
-            pass
+        if not box:
+            self._take_fresh(box, 1, True, 0)
         self._words[DROPS] += len(box)
         return bool(box)
 

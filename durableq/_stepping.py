@@ -15,6 +15,7 @@ import errno
 import functools
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from copy import copy
 from typing import Concatenate, ParamSpec, TypeVar
 
@@ -151,17 +152,22 @@ class Stepping(Ends):
     @at_head
     def _reap(self) -> int:
         returned = self._owners.reap(self._ledger)
-        self._retire()
+        if returned:
+            self._retire()
         return returned
 
     def _retire(self) -> None:
-        """After items came back in bulk: those that were delivered often enough are dead letters now. Under the head lock."""
+        """After items came back in bulk: those that were delivered often enough are dead letters now. Under the head lock.
+
+        Who leaves the lock in order leaves none of them among what was given back. Who dies before he has come to all of them
+        leaves BUSY, and so `_mend` comes here too.
+        """
         most = self._spool.options.max_deliveries
         ledger = self._ledger
         i = ledger.search(RETURNED_CODE) if most else -1
         while i >= 0:
             if ledger.count[i] & MAX_COUNT >= most:
-                _os.pwrite(self._fd, bytes([STATE_DEAD]), ledger.position[i] - self._head_base + STATE_OFFSET)
+                _os.pwrite(self._fd, bytes([STATE_DEAD]), ledger.position[i] - self._words[BASE] + STATE_OFFSET)
                 ledger.change(i, DEAD_CODE)
             i = ledger.search(RETURNED_CODE, i + 1)
 
@@ -218,6 +224,8 @@ class Stepping(Ends):
             mark_head(self._spool, control)
         self._ledger.recount(position)
         self._ledger.agree(lambda at: settle_state(_os.pread(self._spool.fd, 1, at - base + STATE_OFFSET)[0]))
+        with suppress(OSError):  # who takes one of them looks once more
+            self._retire()
 
     def _leave_head(self) -> None:
         """Under the head lock, when the change is complete: say so, and whether the next one finds something unusual."""

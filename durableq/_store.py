@@ -103,7 +103,7 @@ class Store(Inspector):
             return False
         if not self._max_bytes or self.live_bytes() + HEAD_SIZE + len(body) <= self._max_bytes:
             return True
-        return self._drop_policy and self.may_take()
+        return self._drop_policy and self.may_drop_for(body)
 
     def wait_until_finished(self) -> None:
         """Sleep until nothing is unfinished; if this handle counts off what it takes, until that has been done too."""

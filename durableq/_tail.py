@@ -23,6 +23,7 @@ from durableq._state import (
     MAXSIZE,
     NAMESPACE,
     PUT_DELAYED,
+    RETURNED,
     SHUTDOWN,
     T_COMMIT,
     T_MARK,
@@ -181,30 +182,63 @@ class TailEnd(Settler):
     def _fitting(self, bodies: Sequence[bytes]) -> Sequence[bytes]:
         """As many of the first bodies as the bounds admit now, after dropping the oldest items if that is the policy."""
         words = self._words
-        limit = len(bodies)
         if words[MAXSIZE]:
-            limit = min(limit, max(0, words[MAXSIZE] - self._control.waiting()))
+            bodies = bodies[: max(0, words[MAXSIZE] - self._control.waiting())]
         if self._max_bytes:
-            if self._drop_policy and limit:
-                self._drop_oldest(sum(HEAD_SIZE + len(body) for body in bodies[:limit]))
-            room = self._max_bytes - self.live_bytes()
-            for n, body in enumerate(bodies[:limit]):
-                room -= HEAD_SIZE + len(body)
-                if room < 0:
-                    limit = n
-                    break
-        return bodies[:limit]
+            fit, _ = _first_within(self._max_bytes - self.live_bytes(), bodies)
+            if fit < len(bodies) and self._drop_policy:
+                fit = self._drop_oldest(bodies)
+            bodies = bodies[:fit]
+        return bodies
 
     @at_head
-    def _drop_oldest(self, size: int) -> None:
-        while self.live_bytes() + size > self._max_bytes and self.drop_one():
-            pass
+    def _drop_oldest(self, bodies: Sequence[bytes]) -> int:
+        """Drop the oldest items for as many of the first bodies as get room by that, and none for the others; how many."""
+        self._let_fall_due()  # from now on it can be dropped
+        fit, size = self._within_droppable(bodies)
+        while fit and self.live_bytes() + size > self._max_bytes:
+            if not self.drop_one():
+                fit, size = self._within_droppable(bodies)  # the head passed what has to stay: for fewer bodies, maybe
         if self._words[UNPUNCHED] >= BATCH:
             self._reclaimer.run()
+        return fit
+
+    def may_drop_for(self, body: bytes) -> bool:
+        """Whether dropping makes room for a record with this body: by the rule of `_drop_oldest`, or who waits would spin."""
+        words = self._words
+        room = self._max_bytes - words[LIVE_BYTES] - HEAD_SIZE - len(body)
+        return room >= 0 or (words[RETURNED] > 0 and room + self._returned_bytes() >= 0)
+
+    @at_head
+    def _returned_bytes(self) -> int:
+        return self._ledger.returned_bytes()
+
+    def _within_droppable(self, bodies: Sequence[bytes]) -> tuple[int, int]:
+        """How many of the first bodies fit beside what cannot be dropped, and the bytes of their records. Under the head lock.
+
+        That is what the ledger has (lent, delayed, dead letters) and was not given back. What has to stay of that which the
+        head has not come to yet is in the ledger once the head comes to it.
+        """
+        room = self._max_bytes - self._words[LIVE_BYTES]
+        fit, size = _first_within(room, bodies)
+        if fit < len(bodies) and self._words[RETURNED]:  # nobody keeps a sum of these
+            fit, size = _first_within(room + self._ledger.returned_bytes(), bodies)
+        return fit, size
 
     def live_bytes(self) -> int:
         """Bytes of all records that are not done."""
         return self._control.tail()[0] - self._control.head()[0] + self._words[LIVE_BYTES]
+
+
+def _first_within(room: int, bodies: Sequence[bytes]) -> tuple[int, int]:
+    """How many of the first bodies make records that fit into `room` bytes, and the bytes of these records."""
+    size = 0
+    for n, body in enumerate(bodies):
+        longer = size + HEAD_SIZE + len(body)
+        if longer > room:
+            return n, size
+        size = longer
+    return len(bodies), size
 
 
 def _full() -> None:

@@ -89,6 +89,13 @@ def held(q: DurableQueue) -> Callable[[], Any]:
     return q.close
 
 
+def ledger_elsewhere(q: DurableQueue) -> Callable[[], Any]:
+    with DurableQueue(q.path, sync=None) as other:
+        store = other._store
+        store._head.hold(lambda: (store._see_head(), store._ledger.rebuild(), store._leave_head()))
+    return q.get_nowait
+
+
 FOR_GOOD = {"ack": "get"}
 SCENES = {
     "put": Scene("", lambda q: lambda: q.put("x"), "x", ("",)),
@@ -96,6 +103,7 @@ SCENES = {
     "a delayed put": Scene("", lambda q: lambda: q.put("x", delay=0.001), "x", ("",)),
     "a put that waits": Scene("x", lambda q: lambda: q.put("y", timeout=0.001), "x", (), {"maxsize": 1}),
     "get": Scene("x", lambda q: q.get_nowait, "x"),
+    "get behind a ledger that moved": Scene("x", ledger_elsewhere, "x"),
     "get_many": Scene("xyz", lambda q: lambda: q.get_many(2), "xyz"),
     "get_many of what fell due": Scene("", fell_due, "xyz"),
     "a get that waits": Scene("", lambda q: lambda: q.get(timeout=0.001), ""),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import threading
 import time
@@ -9,7 +10,7 @@ import time
 import pytest
 from processes import PATIENCE, until
 
-from durableq import DurableQueue
+from durableq import DurableQueue, _reclaim
 
 HOLD = "q = DurableQueue(path); say(q.get()); hear()"
 
@@ -250,3 +251,35 @@ def test_a_new_process_does_not_inherit_what_its_predecessor_in_the_slot_held(st
     newcomer = start("q = DurableQueue(path); say(q.stats().lent, q.qsize()); hear()", path)
     newcomer.expect("0 1")
     assert q.get(timeout=PATIENCE) == "x"
+
+
+@pytest.mark.usefixtures("in_python", "punches_holes")
+def test_what_a_killed_producer_had_not_published_is_cut_off_though_the_hole_in_front_was_cut_out_meanwhile(
+    open_queue, start, path, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(_reclaim, "COLLAPSE_AT", 1 << 20)
+    q = open_queue(serializer="bytes", sync=None)
+    q.put_many([bytes(65_536)] * 16)
+    q.put(b"left")  # the pages behind it are there now, and nobody writes them ahead again
+    producer = start(
+        """
+        from durableq._handle import Handle
+        from durableq._tail import TailEnd
+        Handle.compiled = False
+        write = TailEnd._write_many
+        def killed(*args):
+            write(*args)
+            os.kill(os.getpid(), signal.SIGKILL)
+        TailEnd._write_many = killed
+        DurableQueue(path, serializer="bytes").put_many([b"1st", b"2nd", b"3rd"])
+        """,
+        path,
+    )
+    producer.process.wait(PATIENCE)
+    for delivery in q.reserve_many(16):
+        delivery.ack()
+    q.put(b"new")  # covers the first of them exactly
+    shutil.copy(path, tmp_path / "copy.dq")  # what is there after a power cut
+    with DurableQueue(tmp_path / "copy.dq", serializer="bytes") as found:
+        assert found.peek(9) == [b"left", b"new"]
+    assert q.peek(9) == [b"left", b"new"]

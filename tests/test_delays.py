@@ -164,3 +164,35 @@ def test_an_item_that_falls_due_is_there_for_a_put_that_drops_the_oldest(open_qu
             q.put(b"x" * 400, False, delay=1)
     q.put(b"y" * 400, timeout=PATIENCE)
     assert q.stats().drops == 1
+
+
+def test_the_end_of_a_delay_is_no_look_at_all_that_was_given_back(open_queue, monkeypatch):
+    q = open_queue(max_deliveries=5)
+    q.put_many(range(500))
+    first, *others = q.reserve_many(500)
+    for delivery in others:
+        delivery.nack()
+    first.nack(delay=0.01)
+    until(q._store.is_due)
+    looks = []
+    search = q._store._ledger.search
+    monkeypatch.setattr(q._store._ledger, "search", lambda *args: looks.append(args) or search(*args))
+    assert q.get_nowait() == 0
+    assert len(looks) < 10
+
+
+@pytest.mark.usefixtures("in_python")
+def test_an_interrupt_as_a_delay_ends_does_not_make_it_endless(open_queue, monkeypatch):
+    q = open_queue()
+    q.put("x")
+    q.reserve().nack(delay=0.01)
+    until(q._store.is_due)
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(q._store._ledger, "change", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        q.get_nowait()
+    monkeypatch.undo()
+    assert q.get(timeout=PATIENCE) == "x"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import dis
 import gc
 import json
@@ -193,7 +194,17 @@ def test_an_interrupt_at_any_point_leaves_the_queue_whole_and_free(path, scene):
     strike(path, scene)
 
 
-DOUBLY = ["put", "get_many of what fell due", "a get that waits", "get_many for good", "ack", "nack", "compact", "open"]
+DOUBLY = [
+    "put",
+    "get behind a ledger that moved",
+    "get_many of what fell due",
+    "a get that waits",
+    "get_many for good",
+    "ack",
+    "nack",
+    "compact",
+    "open",
+]
 
 
 @pytest.mark.parametrize("scene", DOUBLY)
@@ -335,3 +346,18 @@ def test_an_interrupt_on_the_way_to_the_rest_of_a_batch_keeps_what_was_taken_bef
     finally:
         signal.signal(signal.SIGINT, before)
     assert other.stats().lent == 0
+
+
+@pytest.mark.usefixtures("in_python")
+def test_an_interrupt_while_a_ledger_that_moved_is_mapped_leaves_the_handle_usable(open_queue, monkeypatch):
+    q, other = open_queue(sync=None), open_queue(sync=None)
+    q.put_many(range(5001))
+    other.get()
+    q.get_many(4999)  # more than the first ledger has room for
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt) as kept:
+        patch.setattr(ctypes, "addressof", once(ctypes.addressof, before=True))
+        other.get()
+    assert other.get() == 5000
+    other.task_done()
+    assert q.stats().lent == 5000
+    del kept

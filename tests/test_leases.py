@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from processes import PATIENCE
+from processes import PATIENCE, until
 
 from durableq import Empty, StaleDeliveryError
 
@@ -173,3 +173,59 @@ def test_who_waits_for_a_dead_letter_sleeps_when_something_has_fallen_due(open_q
     with pytest.raises(Empty):
         q.dead_letters.get(timeout=1.5)
     assert len(looks) < 100
+
+
+def test_the_end_of_a_lease_is_no_look_at_all_that_was_given_back(open_queue, monkeypatch):
+    q = open_queue(lease=0.5, max_deliveries=5)
+    q.put_many(range(500))
+    first, *others = q.reserve_many(500)
+    for delivery in others:
+        delivery.nack()
+    until(q._store.is_due)
+    looks = []
+    search = q._store._ledger.search
+    monkeypatch.setattr(q._store._ledger, "search", lambda *args: looks.append(args) or search(*args))
+    delivery = q.reserve(timeout=0)
+    assert (delivery.item, delivery.deliveries) == (first.item, 2)
+    assert len(looks) < 10
+
+
+@pytest.mark.usefixtures("in_python")
+def test_an_interrupt_as_a_lease_ends_does_not_leave_the_item_to_its_holder_for_ever(open_queue, monkeypatch):
+    q, holder = open_queue(lease=0.1, max_deliveries=1), open_queue()
+    q.put("x")
+    holder.get()
+    until(q._store.is_due)
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(q._store._ledger, "change", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        q.get_nowait()
+    monkeypatch.undo()
+    assert q.dead_letters.get(timeout=PATIENCE) == "x"
+
+
+def test_a_reaper_that_is_killed_before_the_last_delivery_is_noticed_leaves_a_dead_letter_all_the_same(open_queue, start, path):
+    q = open_queue(max_deliveries=1)
+    q.put("x")
+    holder = start("q = DurableQueue(path); say(q.get()); hear()", path)
+    holder.expect("x")
+    reaper = start(
+        """
+        from durableq._handle import Handle
+        q = DurableQueue(path)
+        say("open")
+        hear()
+        Handle._retire = lambda self: os.kill(os.getpid(), signal.SIGKILL)
+        q.qsize()
+        """,
+        path,
+    )
+    reaper.expect("open")
+    holder.kill()
+    reaper.tell()
+    reaper.process.wait(PATIENCE)
+    assert q.qsize() == 0
+    assert q.dead_letters.qsize() == 1

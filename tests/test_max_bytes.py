@@ -6,7 +6,7 @@ import threading
 import time
 
 import pytest
-from processes import PATIENCE
+from processes import PATIENCE, until
 
 from durableq import Full
 
@@ -144,3 +144,107 @@ def test_after_full_there_is_room_once_items_are_done(open_queue):
             q.get_nowait()
             q.task_done()
     assert q.empty()
+
+
+# -- what cannot be dropped --------------------------------------------------------------------------------------------
+
+LARGE, LARGER = b"x" * 8000, b"y" * 4000
+SMALL = [b"a", b"b", b"c", b"d", b"e"]
+
+
+@pytest.fixture
+def ring(open_queue):
+    return open_queue(max_bytes=10_000, on_full="drop_oldest", serializer="bytes", sync=None)
+
+
+def lend(ring):
+    return ring.reserve()
+
+
+def bury(ring):
+    ring.reserve().reject()
+
+
+def put_off(ring):
+    ring.reserve().nack(delay=60)
+
+
+@pytest.mark.parametrize("keep", [lend, bury, put_off])
+def test_a_put_for_which_dropping_makes_no_room_drops_nothing(ring, keep):
+    ring.put(LARGE)
+    kept = keep(ring)
+    for item in SMALL:
+        ring.put(item)
+    with pytest.raises(Full):
+        ring.put_nowait(LARGER)
+    assert ring.stats().drops == 0
+    assert ring.get_many(9) == SMALL
+    del kept
+
+
+def test_a_put_beside_a_delayed_item_that_nobody_has_come_to_yet_drops_nothing(ring):
+    ring.put(LARGE, delay=60)
+    for item in SMALL:
+        ring.put(item)
+    with pytest.raises(Full):
+        ring.put_nowait(LARGER)
+    assert ring.stats().drops == 0
+    assert ring.get_many(9) == SMALL
+
+
+def test_a_put_that_waits_for_what_cannot_be_dropped_leaves_alone_what_others_put(ring, open_queue, monkeypatch):
+    ring.put(LARGE)
+    lent = ring.reserve()
+    putter, tries, looks = open_queue(serializer="bytes"), [], []
+    append, may_put = putter._store.append, putter._store.may_put
+    monkeypatch.setattr(putter._store, "append", lambda *args: tries.append(args) or append(*args))
+    monkeypatch.setattr(putter._store, "may_put", lambda body: looks.append(body) or may_put(body))
+    waiting = threading.Thread(target=putter.put, args=(LARGER,), kwargs={"timeout": PATIENCE}, daemon=True)
+    waiting.start()
+    for item in SMALL:
+        ring.put(item)
+        seen = len(looks)
+        until(lambda seen=seen: len(looks) > seen + 1)  # one look may have begun before
+    assert ring.qsize() == len(SMALL)
+    assert len(tries) < 5  # it slept
+    lent.ack()
+    waiting.join(PATIENCE)
+    assert not waiting.is_alive()
+    assert ring.get_many(9) == [*SMALL, LARGER]
+    assert ring.stats().drops == 0
+
+
+def test_a_put_waits_asleep_although_there_is_something_that_could_be_dropped(ring, monkeypatch):
+    ring.put_many([LARGE, b"a", b"b"])
+    lent = ring.reserve()
+    ring.reserve().nack()
+    tries = []
+    real = ring._store.append
+    monkeypatch.setattr(ring._store, "append", lambda *args: tries.append(args) or real(*args))
+    with pytest.raises(Full):
+        ring.put(LARGER, timeout=0.5)
+    assert len(tries) < 5
+    assert ring.get_many(9) == [b"a", b"b"]
+    lent.ack()
+
+
+def test_what_was_given_back_is_dropped_before_what_waits(ring):
+    ring.put_many([b"x" * 5000, b"y" * 1000, b"z" * 1000, b"v" * 1000, b"w"])
+    lent, *others = ring.reserve_many(4)
+    for other in others:
+        other.nack()
+    ring.put_nowait(b"n" * 3000)
+    assert ring.get_many(9) == [b"v" * 1000, b"w", b"n" * 3000]
+    assert ring.stats().drops == 2
+    lent.ack()
+
+
+def test_of_a_batch_as_many_are_put_as_dropping_makes_room_for_and_nothing_is_dropped_for_the_rest(ring):
+    ring.put(LARGE)
+    lent = ring.reserve()
+    ring.put_many([b"a" * 500, b"b" * 500])
+    with pytest.raises(Full, match="2 items were put"):
+        ring.put_many([b"c" * 500, b"d" * 500, LARGER], block=False)
+    assert [item[:1] for item in ring.get_many(9)] == [b"b", b"c", b"d"]
+    assert ring.stats().drops == 1
+    lent.ack()

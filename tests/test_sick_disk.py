@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import threading
+from functools import partial
 
 import pytest
 
@@ -173,4 +174,81 @@ def test_a_failed_sync_poisons_the_handle_whoever_called_for_it(path, failing, m
     monkeypatch.undo()
     with pytest.raises(PoisonedError, match=str(path)):
         q.sync()
+    q.close()
+
+
+# -- space that cannot be given back -----------------------------------------------------------------------------------
+
+ACKING = {
+    "ack": lambda q: [delivery.ack for delivery in q.reserve_many(6)],
+    "task_done": lambda q: [q.task_done for _ in q.get_many(6)],
+    "ack_oldest": lambda q: [q._store.ack_oldest for _ in q.get_many(6)],
+    "ack_many": lambda q: [
+        partial(q._store.ack_many, [(d._position, d._index, d._count, 0, 0, b"")]) for d in q.reserve_many(6)
+    ],
+}
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
+@pytest.mark.parametrize("how", ACKING)
+def test_an_ack_is_done_though_the_disk_refuses_to_take_space_back(path, failing, monkeypatch, how, code):
+    q, other = DurableQueue(path, sync=None), DurableQueue(path, sync=None)
+    q.put_many([bytes(300_000)] * 6)
+    acks = ACKING[how](q)
+    failing("punch", code)
+    for left, ack in zip(reversed(range(6)), acks, strict=True):
+        ack()
+        assert q.stats().lent == left
+    monkeypatch.undo()
+    for handle in (q, other):
+        assert handle.stats().unfinished == 0
+        handle.put("after")
+        assert handle.get_nowait() == "after"
+        handle.task_done()
+    q.close()
+    other.close()
+
+
+def test_dead_letters_that_are_done_when_taken_are_handed_out_though_the_disk_refuses_to_take_space_back(
+    path, failing, monkeypatch
+):
+    q = DurableQueue(path, sync=None, ack="get")
+    q.put_many([(n, bytes(300_000)) for n in range(6)])
+    for delivery in q.reserve_many(6):
+        delivery.reject()
+    failing("punch", errno.ENOSPC)
+    assert [number for number, _ in q.dead_letters.get_many(5)] == [0, 1, 2, 3, 4]
+    monkeypatch.undo()
+    assert [number for number, _ in q.dead_letters.get_many(5)] == [5]
+    q.close()
+
+
+def test_a_sync_that_fails_when_space_is_given_back_poisons_the_handle_and_the_item_is_done(path, failing, monkeypatch):
+    q, other = DurableQueue(path, sync=None), DurableQueue(path, sync=None)
+    q.put_many([bytes(300_000)] * 4)
+    deliveries = q.reserve_many(4)
+    failing("fdatasync")
+    for delivery in deliveries:  # with the last one the file is begun anew, which needs a sync
+        delivery.ack()
+    monkeypatch.undo()
+    with pytest.raises(PoisonedError, match=str(path)):
+        q.put("x")
+    assert other.stats().unfinished == 0
+    other.put("after")
+    assert other.get_nowait() == "after"
+    other.task_done()
+    q.close()
+    other.close()
+
+
+def test_a_sync_that_fails_behind_a_take_for_good_poisons_the_handle(path, failing, monkeypatch):
+    q = DurableQueue(path, sync=None, ack="get")
+    q.put_many([bytes(300_000)] * 4)
+    for delivery in q.reserve_many(4):
+        delivery.release()
+    failing("fdatasync")
+    assert len(q.get_many(4)) == 4
+    monkeypatch.undo()
+    with pytest.raises(PoisonedError, match=str(path)):
+        q.put("x")
     q.close()
