@@ -100,13 +100,16 @@ class Watch:
 
     def _is_wanted(self) -> bool:
         with self._news:
-            while self._made or not self.armed:
-                if not self._news.wait(_LINGER):
-                    self._made.clear()
-                    if not self.armed:
-                        self._thread = None
-                        return False
-            return True
+            return self._has_call()
+
+    def _has_call(self) -> bool:
+        while self._made or not self.armed:
+            if not self._news.wait(_LINGER):
+                self._made.clear()
+                if not self.armed:
+                    self._thread = None
+                    return False
+        return True
 
     def _is_time(self) -> bool:
         with self._news:
