@@ -120,7 +120,8 @@ class HeadEnd(Returned):
                 raise
             if done:
                 self._handed_out += len(box) - begun
-            if not box or not isinstance(exc, OSError) or not exc.errno:  # else the next call says so: what was taken cannot be given back now
+            if not box or not isinstance(exc, OSError) or not exc.errno:
+                # Else the next call says so: what was taken cannot be given back now.
                 raise self._refused(exc, "no item was taken", "nothing was changed") from exc.__cause__
         finally:
             _mutex_unlock(at)

@@ -17,7 +17,7 @@ class Unacked:
     """A queue of (position, index, count), for one thread. An interrupt leaves it as it was or as it was to be."""
 
     def __init__(self, is_lent: Callable[[int, int, int], bool] | None = None) -> None:
-        """`is_lent` tells of an item whether an ack of it would still be one; without it they are kept until they are dropped."""
+        """`is_lent` tells of an item whether an ack of it would still be one; without it, all are kept until dropped."""
         self._is_lent = is_lent
         self._crowd = _CROWD
         self._one: tuple[int, int, int] | None = None
