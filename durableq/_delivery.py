@@ -29,8 +29,8 @@ class Lender(Protocol):
     def ack(self, position: int, index: int, count: int, /) -> bool:
         """It is done."""
 
-    def ack_oldest(self) -> bool:
-        """The oldest item that was lent by `get` is done; False if there is none."""
+    def ack_oldest(self, dead: bool, /) -> bool:
+        """The oldest item that was lent by `get` is done; False if there is none. `dead`: of the dead letters."""
 
     def nack(self, position: int, index: int, count: int, /, delay: float = 0.0) -> bool:
         """Give it back."""

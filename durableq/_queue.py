@@ -88,6 +88,7 @@ class DurableQueue(ItemReader):
         runs_code = self._codec.runs_code
         self._store = Store(path, options, sync=sync, mode=mode, create=create, runs_code=runs_code, era=era)
         self._this_thread = _ThisThread(self._store.is_lent)
+        self._letters_of_this_thread = _ThisThread(self._store.is_lent)
         self._take = self._store.take
         self._fast_take = self._store._fast_take
         self._max_bytes = self._store.options.max_bytes
@@ -347,7 +348,7 @@ class DeadLetters(ItemReader):
         self._take = self._store.take_dead
         self._codec = queue._codec
         self._done = queue._done
-        self._this_thread = queue._this_thread
+        self._this_thread = queue._letters_of_this_thread  # which outlives this object
 
     def ids(self) -> set[str]:
         """The ids of all dead letters, as `Delivery.id` has them; also of those that somebody has taken and not acked."""

@@ -156,7 +156,7 @@ class ItemReader(ABC):
             if again:
                 return
             # Another thread has acked it, which had none of its own.
-        if not self._store.ack_oldest():
+        if not self._store.ack_oldest(self._dead):
             hint = '; under ack="get" an item is done when it is taken' if self._done else ""
             raise ValueError(f"task_done() called too many times{hint}")
 

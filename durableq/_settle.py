@@ -101,11 +101,14 @@ class Settler(HeadEnd):
             self._tidy()
         return len(box)
 
-    def ack_oldest(self) -> bool:
-        """Make the oldest item done that was lent by `get` to this process, else to anybody; False if there is none."""
+    def ack_oldest(self, dead: bool = False) -> bool:
+        """Make the oldest item done that was lent by `get` to this process, else to anybody; False if there is none.
+
+        `dead`: of the dead letters, which are no items of the queue's, nor these letters.
+        """
         self._check()
         try:
-            if not self._ack_oldest_locked():
+            if not self._ack_oldest_locked(dead):
                 return False
         except OSError as exc:
             raise self._refused(exc, "the item is not done and stays lent", "nothing was changed") from exc
@@ -113,13 +116,13 @@ class Settler(HeadEnd):
         return True
 
     @at_head
-    def _ack_oldest_locked(self) -> bool:
+    def _ack_oldest_locked(self, dead: bool) -> bool:
         i = -1
         for slot in self._owners.of_this_process():
-            found = self._ledger.next_owned(slot)
+            found = self._ledger.next_owned(slot, dead)
             i = found if i < 0 or 0 <= found < i else i
         if i < 0:
-            i = self._ledger.next_lent()
+            i = self._ledger.next_lent(dead)
         if i < 0:
             return False
         position = self._ledger.position[i]

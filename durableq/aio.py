@@ -65,8 +65,9 @@ class AsyncDurableQueue:
 
     def __init__(self, path: str | os.PathLike[str], maxsize: int = 0, **options: Any) -> None:
         self.queue = queue = DurableQueue(path, maxsize, **options)
-        queue._this_thread = _ThisTask(self.queue._store.is_lent)  # type: ignore[assignment]
         self._store = store = queue._store
+        queue._this_thread = _ThisTask(store.is_lent)  # type: ignore[assignment]
+        queue._letters_of_this_thread = _ThisTask(store.is_lent)  # type: ignore[assignment]
         self._waits_for_disk = options.get("sync") == 0
         self._items, self._room, self._end = Watch(store, GET), Watch(store, PUT), Watch(store, JOIN)
         self._turn_ends = 0.0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 from processes import PATIENCE
 
@@ -185,3 +187,68 @@ def test_redriven_items_survive_a_reopening(q, open_queue):
 def test_max_deliveries_that_is_not_positive_raises_value_error(open_queue):
     with pytest.raises(ValueError, match="max_deliveries"):
         open_queue(max_deliveries=0)
+
+
+# -- task_done ---------------------------------------------------------------------------------------------------------
+
+
+def a_letter(q, item="letter"):
+    q.put(item)
+    q.reserve(timeout=0).reject()
+
+
+@pytest.mark.parametrize("letter_first", [True, False])
+def test_task_done_of_the_queue_and_of_its_dead_letters_are_about_items_of_their_own(q, open_queue, letter_first):
+    a_letter(q)
+    q.put("job")
+    first, second = (q.dead_letters, q) if letter_first else (q, q.dead_letters)
+    first.get()
+    second.get()
+    q.task_done()
+    q.close()
+    again = open_queue()
+    assert (again.qsize(), again.dead_letters.peek()) == (0, ["letter"])
+
+
+def test_task_done_of_the_dead_letters_finishes_the_letters_in_their_order(q, open_queue):
+    for item in "abc":
+        a_letter(q, item)
+    q.put("job")
+    assert (q.get(), q.dead_letters.get(), q.dead_letters.get()) == ("job", "a", "b")
+    q.dead_letters.task_done()
+    q.close()
+    again = open_queue()
+    assert (again.peek(), again.dead_letters.peek(5)) == (["job"], ["b", "c"])
+
+
+@pytest.mark.parametrize("holder", ["this handle", "another"])
+def test_task_done_of_the_dead_letters_finishes_no_item_of_the_queue(q, open_queue, holder):
+    q.put_many("ab")
+    (q if holder == "this handle" else open_queue()).get()
+    q.reserve()
+    with pytest.raises(ValueError):
+        q.dead_letters.task_done()
+    assert q.unfinished_tasks == 2
+
+
+def test_task_done_of_the_dead_letters_finishes_another_thread_s_letter_when_this_one_has_none(q):
+    a_letter(q)
+    q.put("job")
+    q.get()
+    taker = threading.Thread(target=q.dead_letters.get)
+    taker.start()
+    taker.join(PATIENCE)
+    q.dead_letters.task_done()
+    assert (q.stats().dead, q.unfinished_tasks) == (0, 1)
+
+
+def test_task_done_of_the_dead_letters_finishes_another_process_s_letter_when_this_one_has_none(q, start, path):
+    a_letter(q)
+    other = start("q = DurableQueue(path); say(q.dead_letters.get()); hear()", path)
+    other.expect("letter")
+    q.dead_letters.task_done()
+    with pytest.raises(ValueError):
+        q.dead_letters.task_done()
+    other.kill()
+    assert q.dead_letters.empty()
+    assert q.stats().dead == 0
