@@ -190,6 +190,8 @@ class DurableQueue(ItemReader):
 
     def _encode(self, payload: bytes, tag: int) -> bytes:
         self._check_size(len(payload))
+        if self._store._unfit:
+            self._store._check()  # in a forked child the path may name another file by now, which has another salt
         return encode_body(payload, tag, time.time_ns() // 1000, self._store._salt)
 
     def _wait_and_append(
