@@ -243,6 +243,7 @@ class DurableQueue(ItemReader):
 
     def shutdown(self, immediate: bool = False) -> None:
         """End the queue for every process that has it open: put raises ShutDown, and so does get once it is empty.
+        Items that wait for their time are waited for; those that are lent are not.
 
         immediate: what waits is removed now (lent items stay lent). It ends when the last handle has been closed; then
         the queue can be opened again and goes on with what it holds.

@@ -329,6 +329,20 @@ def test_shutdown_ends_the_waits(run, path, open_queue):
     run(main)
 
 
+def test_after_a_shutdown_a_task_waits_for_what_waits_for_its_time(run, path):
+    async def main():
+        async with AsyncDurableQueue(path) as q:
+            await q.put("x", delay=0.2)
+            q.shutdown()
+            with pytest.raises(Empty):
+                q.get_nowait()
+            assert await q.get() == "x"
+            with pytest.raises(ShutDown):
+                await q.get()
+
+    run(main)
+
+
 def test_close_ends_the_waits(run, path):
     async def main():
         q = AsyncDurableQueue(path, 1)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import threading
 
 import pytest
-from processes import PATIENCE
+from processes import PATIENCE, until
 
-from durableq import Empty
+from durableq import DecodeError, Delivery, Empty, ShutDown
+from durableq._state import GET_WAITERS, JOIN_WAITERS, LETTER_WAITERS, LETTER_WORD, PUT_WAITERS
 
 
 def exhaust(q, times):
@@ -252,3 +253,117 @@ def test_task_done_of_the_dead_letters_finishes_another_process_s_letter_when_th
     other.kill()
     assert q.dead_letters.empty()
     assert q.stats().dead == 0
+
+
+# -- waiting -----------------------------------------------------------------------------------------------------------
+
+
+def waits_for_a_letter(q):
+    """A thread that waits for a dead letter, and a list of what becomes of that."""
+    outcome = []
+
+    def wait():
+        try:
+            outcome.append(q.dead_letters.get())
+        except ShutDown:
+            outcome.append("shut down")
+
+    waiter = threading.Thread(target=wait, daemon=True)
+    waiter.start()
+    until(lambda: any(owner.waiting for owner in q.stats().owners))
+    return waiter, outcome
+
+
+def test_who_waits_for_a_dead_letter_takes_no_wake_from_who_waits_for_an_item(q):
+    waiter, outcome = waits_for_a_letter(q)
+    words = q._store._words
+    assert [words[word] for word in (GET_WAITERS, PUT_WAITERS, JOIN_WAITERS)] == [0, 0, 0]
+    a_letter(q)
+    waiter.join(PATIENCE)
+    assert outcome == ["letter"]
+    assert words[LETTER_WAITERS] == 0
+
+
+def test_a_killed_process_that_waited_for_a_dead_letter_is_not_counted_for_ever(q, start, path):
+    sleeper = start("DurableQueue(path).dead_letters.get()", path)
+    until(lambda: any(owner.waiting for owner in q.stats().owners))
+    sleeper.kill()
+    q._store.reap()
+    assert q._store._words[LETTER_WAITERS] == 0
+
+
+def nacked_too_often(q, _):
+    q.reserve().nack()
+
+
+def was_not_decoded(q, _):
+    with pytest.raises(DecodeError):
+        q.get()
+
+
+def held_by_who_is_killed(q, start):
+    child = start("q = DurableQueue(path); q.get(); say('has it'); hear()", q.path)
+    child.expect("has it")
+    child.kill()
+    until(q._store.reap)
+
+
+def kept_too_long(q, _):
+    q.reserve().extend(0.001)
+    until(q._store.is_due)
+    q.qsize()
+
+
+def given_back(settle):
+    def way(q, _):
+        q.reserve().reject()
+        letter = q.dead_letters.reserve()
+        q._store._words[LETTER_WORD] = 0
+        settle(letter)
+
+    return way
+
+
+WAYS = {
+    "rejected": lambda q, _: q.reserve().reject(),
+    "nacked too often": nacked_too_often,
+    "not decoded": was_not_decoded,
+    "its holder is killed": held_by_who_is_killed,
+    "its lease ends": kept_too_long,
+    "a letter that is nacked": given_back(Delivery.nack),
+    "a letter that is released": given_back(Delivery.release),
+}
+
+
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+def test_whatever_makes_a_dead_letter_wakes_who_waits_for_one(open_queue, start, way):
+    q = open_queue(max_deliveries=1)
+    open_queue(serializer="json").put("x") if way is not was_not_decoded else q.put(Undecodable())
+    words = q._store._words
+    before = words[LETTER_WORD]
+    words[LETTER_WAITERS] = 1  # as if one slept
+    way(q, start)
+    words[LETTER_WAITERS] = 0
+    assert words[LETTER_WORD] != before
+    assert q.dead_letters.qsize() == 1
+
+
+class Undecodable:
+    def __reduce__(self):
+        return int, ("no number",)
+
+
+def test_who_waits_for_a_dead_letter_hears_of_a_shutdown(q):
+    waiter, outcome = waits_for_a_letter(q)
+    q.shutdown()
+    waiter.join(PATIENCE)
+    assert outcome == ["shut down"]
+
+
+def test_after_a_shutdown_the_dead_letters_are_still_there_for_who_takes_them(q):
+    a_letter(q)
+    q.shutdown()
+    assert q.dead_letters.get() == "letter"
+    for take in (q.dead_letters.get, q.dead_letters.get_nowait, q.dead_letters.reserve):
+        with pytest.raises(ShutDown):
+            take()
