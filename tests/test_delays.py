@@ -164,3 +164,27 @@ def test_an_item_that_falls_due_is_there_for_a_put_that_drops_the_oldest(open_qu
             q.put(b"x" * 400, False, delay=1)
     q.put(b"y" * 400, timeout=PATIENCE)
     assert q.stats().drops == 1
+
+
+@pytest.mark.parametrize("delay", [2e16, 1e300, float("inf")])
+def test_a_delay_longer_than_any_calendar_is_for_ever(q, open_queue, delay):
+    q.put("put", delay=delay)
+    q.put("nacked")
+    q.reserve(timeout=0).nack(delay=delay)
+    assert (q.stats().ready, q.stats().delayed) == (0, 2)
+    q.close()
+    again = open_queue()
+    with pytest.raises(Empty):
+        again.get(timeout=0.01)
+    assert again.stats().delayed == 2
+
+
+def test_a_delay_that_is_no_number_is_refused_before_anything_is_changed(q):
+    q.put("x")
+    delivery = q.reserve(timeout=0)
+    with pytest.raises(ValueError, match="delay"):
+        q.put("y", delay=float("nan"))
+    with pytest.raises(ValueError, match="delay"):
+        delivery.nack(delay=float("nan"))
+    delivery.ack()
+    assert q.unfinished_tasks == 0

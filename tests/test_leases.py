@@ -173,3 +173,30 @@ def test_who_waits_for_a_dead_letter_sleeps_when_something_has_fallen_due(open_q
     with pytest.raises(Empty):
         q.dead_letters.get(timeout=1.5)
     assert len(looks) < 100
+
+
+@pytest.mark.parametrize("seconds", [2e16, float("inf")])
+def test_an_extension_longer_than_any_calendar_is_for_ever(open_queue, seconds):
+    q = open_queue(lease=0.1)
+    q.put("x")
+    delivery = q.reserve()
+    delivery.extend(seconds)
+    with pytest.raises(Empty):
+        q.get(timeout=0.3)
+    delivery.ack()
+
+
+def test_an_extension_that_is_no_number_is_refused_before_anything_is_changed(q):
+    q.put("x")
+    delivery = q.reserve()
+    with pytest.raises(ValueError, match="seconds"):
+        delivery.extend(float("nan"))
+    with pytest.raises(Empty):
+        q.get(timeout=0.01)
+    delivery.ack()
+
+
+def test_an_extension_into_the_past_ends_the_lease(q):
+    q.put("x")
+    q.reserve().extend(float("-inf"))
+    assert q.get(timeout=PATIENCE) == "x"
