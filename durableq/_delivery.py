@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -29,8 +30,8 @@ class Lender(Protocol):
     def ack(self, position: int, index: int, count: int, /) -> bool:
         """It is done."""
 
-    def ack_oldest(self) -> bool:
-        """The oldest item that was lent by `get` is done; False if there is none."""
+    def ack_oldest(self, dead: bool, /) -> bool:
+        """The oldest item that was lent by `get` is done; False if there is none. `dead`: of the dead letters."""
 
     def nack(self, position: int, index: int, count: int, /, delay: float = 0.0) -> bool:
         """Give it back."""
@@ -110,7 +111,7 @@ class Delivery:
 
     def nack(self, delay: float = 0) -> None:
         """Give the item back, to be delivered again before all that waits, or after `delay` seconds."""
-        if delay < 0:
+        if not delay >= 0:
             raise ValueError("'delay' must be a non-negative number")
         self._settle(partial(self._store.nack, delay=delay), "nack")
 
@@ -124,6 +125,8 @@ class Delivery:
 
     def extend(self, seconds: float) -> None:
         """Keep the item for `seconds` from now, whatever the queue's lease says."""
+        if math.isnan(seconds):
+            raise ValueError("'seconds' must be a number")
         if self._settled or not self._store.extend(self._position, self._index, self._count, seconds):
             self._raise_stale("extend")
 

@@ -33,6 +33,7 @@ from durableq._returned import WINDOW, Returned
 from durableq._scan import Reader
 from durableq._state import (
     BUSY,
+    DELAYED,
     H_COMMIT,
     H_LIMIT,
     H_NEXT,
@@ -66,7 +67,7 @@ class HeadEnd(Returned):
 
         `done`: they are done at once, else they are lent. Whatever exception comes (KeyboardInterrupt can come anywhere), the
         box then holds what was taken all the same, for `untake`.
-        Raises ShutDown, and OSError from the disk.
+        Raises ShutDown if there never will be one, and OSError from the disk.
         """
         if limit > 1:
             self.look_if_due()
@@ -103,7 +104,7 @@ class HeadEnd(Returned):
             if not usual:
                 self._leave_head()
             if not box:
-                if words[SHUTDOWN]:
+                if self._has_ended():
                     raise ShutDown
                 return False
             if done:
@@ -130,9 +131,14 @@ class HeadEnd(Returned):
         return True
 
     def may_take(self) -> bool:
-        """Whether a get that found nothing is worth another try: something is ready, or the queue was shut down."""
+        """Whether a get that found nothing is worth another try: something is ready, or nothing will be any more."""
         words = self._words
-        return bool(words[T_COMMIT] >> 1 != words[H_COMMIT] >> 1 or words[RETURNED] or words[SHUTDOWN])
+        return bool(words[T_COMMIT] >> 1 != words[H_COMMIT] >> 1 or words[RETURNED]) or self._has_ended()
+
+    def _has_ended(self) -> bool:
+        """Whether a get that finds nothing raises ShutDown: what waits for its time is yet to come, unless all was removed."""
+        shutdown = self._words[SHUTDOWN]
+        return shutdown > 1 or (shutdown == 1 and not self._words[DELAYED])
 
     def told(self, done: bool, count: int) -> None:
         """After a take: tell whom it concerns, and look after what is due now and then."""

@@ -107,6 +107,7 @@ class Inspector(TailEnd):
             self._head.hold_if_free(self._reap_here)
             if words[RETURNED] > before and words[GET_WAITERS]:
                 self._wakeup.wake(GET, words[RETURNED] - before)
+            self._letters_came()
 
     def _reap_here(self) -> None:
         self._see_head()

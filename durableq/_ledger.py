@@ -160,18 +160,19 @@ class Ledger(Region):
         """Index of the oldest dead letter that nobody has, from index `start` on, or -1."""
         return self.search(DEAD_CODE, start)
 
-    def next_owned(self, slot: int) -> int:
-        """Index of the oldest entry that an owner took with `get`, or -1."""
-        code = owner_code(slot)
+    def next_owned(self, slot: int, dead: bool) -> int:
+        """Index of the oldest entry that an owner took with `get`, from the dead letters or else from the queue; or -1."""
+        code = owner_code(slot) | DEAD_LENT if dead else owner_code(slot)
         i = self.search(code, self._meta[FIRST])
         while i >= 0 and self.count[i] & RESERVED:
             i = self.search(code, i + 1)
         return i
 
-    def next_lent(self) -> int:
-        """Index of the oldest entry that anybody took with `get`, or -1. Looks at every entry: for the last resort."""
+    def next_lent(self, dead: bool) -> int:
+        """As `next_owned`, that anybody took. Looks at every entry: for the last resort."""
         for i in range(self._meta[FIRST], self._meta[END]):
-            if slot_of(self.owner[i]) is not None and not self.count[i] & RESERVED and not is_dead_letter(self.owner[i]):
+            code = self.owner[i]
+            if slot_of(code) is not None and not self.count[i] & RESERVED and is_dead_letter(code) == dead:
                 return i
         return -1
 

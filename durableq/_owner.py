@@ -22,11 +22,13 @@ from durableq._state import (
     DIRTY_FOR_ANOTHER,
     GET_WAITERS,
     JOIN_WAITERS,
+    LETTER_WAITERS,
     NAMESPACE,
     OWNER_DIRTY,
     OWNER_GET,
     OWNER_JOIN,
     OWNER_LENT,
+    OWNER_LETTER,
     OWNER_OFFSET,
     OWNER_PID,
     OWNER_PUT,
@@ -40,6 +42,14 @@ from durableq._state import (
 )
 from durableq.errors import TooManyOwnersError
 
+_SLEEPERS = {
+    OWNER_GET: GET_WAITERS,
+    OWNER_PUT: PUT_WAITERS,
+    OWNER_JOIN: JOIN_WAITERS,
+    OWNER_LETTER: LETTER_WAITERS,
+}
+"""Where a slot says how many sleep through it, and where all slots together."""
+
 
 @dataclass(frozen=True)
 class Owner:
@@ -51,7 +61,7 @@ class Owner:
     """Unix time at which the process started; 0.0 if it cannot be seen from here (another container)."""
     lent: int
     waiting: bool
-    """Whether it sleeps in get, put or join."""
+    """Whether it sleeps in get, put or join, of the queue or of its dead letters."""
 
 
 class Owners:
@@ -148,7 +158,7 @@ class Owners:
             word = owner_word(slot)
             pid = self._words[word + OWNER_PID]
             lent = codes.count(owner_code(slot).to_bytes(2, "little"))
-            waiting = any(self._words[word + OWNER_GET : word + OWNER_JOIN + 1])
+            waiting = any(self._words[word + offset] for offset in _SLEEPERS)
             found.append((pid, lent, waiting))
         return found
 
@@ -161,17 +171,16 @@ class Owners:
         """Derive the numbers of sleepers from the slots."""
         words = self._words
         slots = [owner_word(slot) for slot in range(words[SLOTS])]
-        words[GET_WAITERS] = sum(words[w + OWNER_GET] for w in slots)
-        words[PUT_WAITERS] = sum(words[w + OWNER_PUT] for w in slots)
-        words[JOIN_WAITERS] = sum(words[w + OWNER_JOIN] for w in slots)
+        for offset, waiters in _SLEEPERS.items():
+            words[waiters] = sum(words[w + offset] for w in slots)
 
     def _others(self) -> list[int]:
         words = self._words
         return [s for s in range(words[SLOTS]) if words[owner_word(s) + OWNER_PID] and s != self.slot]
 
     def _matters(self, slot: int) -> bool:
-        word = owner_word(slot)
-        return any(self._words[word + OWNER_LENT : word + OWNER_JOIN + 1]) or bool(self._words[word + OWNER_DIRTY])
+        words, word = self._words, owner_word(slot)
+        return any(words[word + OWNER_LENT : word + OWNER_JOIN + 1]) or any(words[word + OWNER_DIRTY : word + OWNER_LETTER + 1])
 
     def _bury(self, slot: int, ledger: Ledger) -> int:
         returned = ledger.give_back(slot)
@@ -185,8 +194,8 @@ class Owners:
                 self._words[own] = DIRTY_FOR_ANOTHER
             if own != word + OWNER_DIRTY:
                 self._words[word + OWNER_DIRTY] = 0
-        if any(self._words[word + OWNER_GET : word + OWNER_JOIN + 1]):
-            for offset in (OWNER_GET, OWNER_PUT, OWNER_JOIN):
+        if any(self._words[word + offset] for offset in _SLEEPERS):
+            for offset in _SLEEPERS:
                 self._words[word + offset] = 0
             self.count_waiters()
         self._words[word + OWNER_PID] = 0

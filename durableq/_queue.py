@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -12,7 +12,7 @@ from durableq._delivery import Peeked
 from durableq._inspect import Stats
 from durableq._leases import DEAD_CODE, Taken
 from durableq._reader import ItemReader, _ThisThread
-from durableq._record import MAX_LENGTH, TAG_BYTES, encode_body, encode_due, record_size
+from durableq._record import MAX_LENGTH, TAG_BYTES, due_after, encode_body, encode_due, record_size
 from durableq._serializers import ByName, Codec, Serializer
 from durableq._spool import Options
 from durableq._store import Store
@@ -89,6 +89,7 @@ class DurableQueue(ItemReader):
         runs_code = self._codec.runs_code
         self._store = Store(path, options, sync=sync, mode=mode, create=create, runs_code=runs_code, era=era)
         self._this_thread = _ThisThread(self._store.is_lent)
+        self._letters_of_this_thread = _ThisThread(self._store.is_lent)
         self._take = self._store.take
         self._fast_take = self._store._fast_take
         self._max_bytes = self._store.options.max_bytes
@@ -118,7 +119,7 @@ class DurableQueue(ItemReader):
         """
         if timeout is not None and timeout < 0 and block:
             raise ValueError("'timeout' must be a non-negative number")
-        if delay < 0:
+        if not delay >= 0:
             raise ValueError("'delay' must be a non-negative number")
         payload, tag = self._serialize(item)
         if self._fast_append is not None and not delay and (did := self._fast_append(payload, tag)):
@@ -126,9 +127,9 @@ class DurableQueue(ItemReader):
                 self._store.wrote()
             return
         body = self._encode(payload, tag)
-        due = encode_due(time.time_ns() // 1_000_000 + int(delay * 1000)) if delay else 0
+        due = encode_due(due_after(time.time_ns() // 1_000_000, delay)) if delay else 0
         if not self._store.append((body,), due):
-            self._wait_and_append((body,), due, block, timeout)
+            self._wait_and_append((body,), due, Deadline(timeout if block else 0))
 
     def put_nowait(self, item: Any) -> None:
         """As `put(item, False)`."""
@@ -154,14 +155,15 @@ class DurableQueue(ItemReader):
                 payloads, tag = list(map(self._codec.dumps_live, items)), self._tag
         sizes = [len(payload) for payload in payloads]
         self._check_size(max(sizes, default=0))
+        deadline = Deadline(timeout if block else 0)
         first = size = 0
         for n, length in enumerate(sizes, 1):
             size += length
             if size >= _BATCH or n == len(sizes):
-                self._put_part(payloads[first:n], tag, first, block, timeout)
+                self._put_part(payloads[first:n], tag, first, deadline)
                 first, size = n, 0
 
-    def _put_part(self, payloads: list[bytes], tag: int, before: int, block: bool, timeout: float | None) -> None:
+    def _put_part(self, payloads: list[bytes], tag: int, before: int, deadline: Deadline) -> None:
         self._store.look_if_due()
         if self._fast_append_many is not None and (did := self._fast_append_many(payloads, tag)):
             if did > 1:
@@ -170,7 +172,7 @@ class DurableQueue(ItemReader):
         bodies = [self._encode(payload, tag) for payload in payloads]
         done = self._store.append(bodies)
         if done < len(bodies):
-            self._wait_and_append(bodies[done:], 0, block, timeout, before + done)
+            self._wait_and_append(bodies[done:], 0, deadline, before + done)
 
     def _check_size(self, length: int) -> None:
         size = record_size(length)
@@ -190,12 +192,11 @@ class DurableQueue(ItemReader):
 
     def _encode(self, payload: bytes, tag: int) -> bytes:
         self._check_size(len(payload))
+        if self._store._unfit:
+            self._store._check()  # in a forked child the path may name another file by now, which has another salt
         return encode_body(payload, tag, time.time_ns() // 1000, self._store._salt)
 
-    def _wait_and_append(
-        self, bodies: tuple[bytes, ...] | list[bytes], due: int, block: bool, timeout: float | None, before: int = 0
-    ) -> None:
-        deadline = Deadline(timeout if block else 0)
+    def _wait_and_append(self, bodies: Sequence[bytes], due: int, deadline: Deadline, before: int = 0) -> None:
         done = 0
         while done < len(bodies):
             appended = self._store.append(bodies[done:], due)
@@ -241,6 +242,7 @@ class DurableQueue(ItemReader):
 
     def shutdown(self, immediate: bool = False) -> None:
         """End the queue for every process that has it open: put raises ShutDown, and so does get once it is empty.
+        Items that wait for their time are waited for; those that are lent are not.
 
         immediate: what waits is removed now (lent items stay lent). It ends when the last handle has been closed; then
         the queue can be opened again and goes on with what it holds.
@@ -348,7 +350,7 @@ class DeadLetters(ItemReader):
         self._take = self._store.take_dead
         self._codec = queue._codec
         self._done = queue._done
-        self._this_thread = queue._this_thread
+        self._this_thread = queue._letters_of_this_thread  # which outlives this object
 
     def ids(self) -> set[str]:
         """The ids of all dead letters, as `Delivery.id` has them; also of those that somebody has taken and not acked."""
@@ -380,8 +382,8 @@ def _check_options(
         raise ValueError(f'on_full={on_full!r} is unknown; take "block" or "drop_oldest"')
     if on_full == "drop_oldest" and not max_bytes:
         raise ValueError('on_full="drop_oldest" drops when max_bytes is reached: give max_bytes as well')
-    if sync is not None and not sync >= 0:
-        raise ValueError(f"sync={sync!r} must be None or a non-negative number of seconds")
+    if sync is not None and not 0 <= sync <= 1e9:
+        raise ValueError(f"sync={sync!r} must be a number of seconds from 0 to 1,000,000,000; None leaves it to the system")
     for name, whole in (("maxsize", maxsize), ("max_bytes", max_bytes), ("max_deliveries", max_deliveries)):
         if whole is not None and not hasattr(whole, "__index__"):
             raise TypeError(f"{name}={whole!r} must be a whole number")

@@ -97,8 +97,8 @@ class ItemReader(ABC):
                 for position, index, count, *_ in taken:
                     push(position, index, count)
             return items
-        except BaseException:
-            self._store.untake(box, was_dead=self._dead)
+        except BaseException as exc:
+            self._give_back(box, exc)
             raise
 
     def reserve(self, block: bool = True, timeout: float | None = None) -> Delivery:
@@ -146,6 +146,7 @@ class ItemReader(ABC):
             again, unacked.acking = unacked.acking == oldest, oldest
             was_ours = self._store.ack(*oldest)
             unacked.drop()  # only now: an interrupted call may be made again, and is about the same item
+            unacked.acking = None
             if was_ours:
                 return
             if self._store.went_away(*oldest[:2], again):
@@ -156,7 +157,7 @@ class ItemReader(ABC):
             if again:
                 return
             # Another thread has acked it, which had none of its own.
-        if not self._store.ack_oldest():
+        if not self._store.ack_oldest(self._dead):
             hint = '; under ack="get" an item is done when it is taken' if self._done else ""
             raise ValueError(f"task_done() called too many times{hint}")
 
@@ -239,4 +240,5 @@ class ItemReader(ABC):
 
     def _give_back(self, box: list[Taken], exc: BaseException) -> None:
         if box:
+            self._this_thread.unacked.forget(box)  # else `task_done` would be about what somebody else has
             self._store.untake(box, isinstance(exc, DecodeError), was_dead=self._dead)

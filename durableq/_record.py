@@ -63,6 +63,7 @@ crc32 = zlib.crc32
 
 _ZEROS = bytes(8)
 _STATES = (READY, DONE, DEAD)
+_LATEST = (1 << 48) - 1
 
 
 class Header(NamedTuple):
@@ -124,17 +125,21 @@ def settle_state(state: int) -> int:
     return min(_STATES, key=lambda s: bin(s ^ state).count("1"))
 
 
+def due_after(now: int, seconds: float) -> int:
+    """The time so many seconds after `now`, in milliseconds since 1970; not later than a header can say: in the year 10889."""
+    return int(min(max(0.0, now + seconds * 1000), _LATEST))
+
+
 def encode_due(milliseconds: int) -> int:
-    """A due time with its check, as the header keeps it; 0 stays 0 (due at once)."""
+    """A due time (of `due_after`) with its check, as the header keeps it; 0 stays 0 (due at once)."""
     if milliseconds <= 0:
         return 0
-    milliseconds = min(milliseconds, (1 << 48) - 1)
     return milliseconds | _due_check(milliseconds) << 48
 
 
 def decode_due(field: int) -> int:
     """Milliseconds since 1970 before which the item is not delivered; 0 if none or if the field does not check."""
-    milliseconds = field & ((1 << 48) - 1)
+    milliseconds = field & _LATEST
     return milliseconds if field >> 48 == _due_check(milliseconds) else 0
 
 

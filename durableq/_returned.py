@@ -36,11 +36,12 @@ from durableq._state import (
     NEXT_DUE,
     PUT_WAITERS,
     RETURNED,
+    SHUTDOWN,
     UNPUNCHED,
 )
 from durableq._stepping import at_head
 from durableq._wakeup import EVERYBODY, GET, JOIN, PUT
-from durableq.errors import ClosedError
+from durableq.errors import ClosedError, ShutDown
 
 WINDOW = 64 << 10
 """Bytes read ahead. Published records do not change (but for their state, which is READY behind the head)."""
@@ -76,6 +77,7 @@ class Returned(Handle):
         """Under the head lock: what is due is back now, or a dead letter."""
         if self.is_due():
             self._ledger.expire(time.time_ns() // 1_000_000, self._end_lease)
+            self._letters_came()
 
     def _end_lease(self, i: int) -> None:
         # At once and one by one, not by `_retire`: that looks at all that was given back, and something may fall due at any
@@ -86,13 +88,15 @@ class Returned(Handle):
             self._ledger.change(i, RETURNED_CODE)
 
     def take_dead(self, box: list[Taken], limit: int, done: bool, reserved: int = 0) -> bool:
-        """As `take`, from the dead letters."""
+        """As `take`, from the dead letters. Raises ShutDown if there is none and the queue was shut down."""
         self._check()
         self._take_letters(box, limit, done, reserved)
         if done and box:
             self._is_done()
             if self._words[UNPUNCHED] >= BATCH:
                 self._tidy_up()
+        if not box and self._words[SHUTDOWN]:
+            raise ShutDown
         return bool(box)
 
     @at_head
@@ -140,6 +144,7 @@ class Returned(Handle):
         if self._max_deliveries:
             if not code & DEAD_LENT and count > self._max_deliveries:
                 self._bury_letter(i)
+                self._letters_came()
                 return
             # In the file as well: an item that brings the machine down must not get all its chances again each time.
             _os.pwrite(self._fd, bytes([min(count, 255)]), position - self._head_base + STATE_OFFSET + 1)
@@ -238,4 +243,5 @@ class Returned(Handle):
         """Something may be ready that was not, or finished: wake whom it concerns."""
         if self._words[GET_WAITERS]:
             self._wakeup.wake(GET, EVERYBODY)
+        self._letters_came()
         self._is_done()

@@ -9,7 +9,7 @@ from durableq._head import READY_BYTE, HeadEnd
 from durableq._leases import DEAD_CODE, DEAD_LENT, DELAYED_CODE, MAX_COUNT, RETURNED_CODE, Taken, is_dead_letter
 from durableq._locks import NOBODYS, TAKEN, UNKNOWN
 from durableq._reclaim import BATCH
-from durableq._record import DONE_BYTE, READY, STATE_OFFSET, encode_body, record_size
+from durableq._record import DONE_BYTE, READY, STATE_OFFSET, due_after, encode_body, record_size
 from durableq._runs import side_by_side
 from durableq._scan import Reader
 from durableq._spool import SUPERBLOCK
@@ -103,11 +103,14 @@ class Settler(HeadEnd):
         self._words[UNPUNCHED] += ledger.free_run(i, sizes)
         return len(box)
 
-    def ack_oldest(self) -> bool:
-        """Make the oldest item done that was lent by `get` to this process, else to anybody; False if there is none."""
+    def ack_oldest(self, dead: bool = False) -> bool:
+        """Make the oldest item done that was lent by `get` to this process, else to anybody; False if there is none.
+
+        `dead`: of the dead letters, which are no items of the queue's, nor these letters.
+        """
         self._check()
         try:
-            if not self._ack_oldest_locked():
+            if not self._ack_oldest_locked(dead):
                 return False
         except OSError as exc:
             raise self._refused(exc, "the item is not done and stays lent", "nothing was changed") from exc
@@ -117,13 +120,13 @@ class Settler(HeadEnd):
         return True
 
     @at_head
-    def _ack_oldest_locked(self) -> bool:
+    def _ack_oldest_locked(self, dead: bool) -> bool:
         i = -1
         for slot in self._owners.of_this_process():
-            found = self._ledger.next_owned(slot)
+            found = self._ledger.next_owned(slot, dead)
             i = found if i < 0 or 0 <= found < i else i
         if i < 0:
-            i = self._ledger.next_lent()
+            i = self._ledger.next_lent(dead)
         if i < 0:
             return False
         position = self._ledger.position[i]
@@ -190,7 +193,7 @@ class Settler(HeadEnd):
         elif self._max_deliveries and deliveries >= self._max_deliveries:
             self._bury_letter(i)
         elif delay > 0:
-            due = time.time_ns() // 1_000_000 + int(delay * 1000)
+            due = due_after(time.time_ns() // 1_000_000, delay)
             self._write_due(position, due)
             ledger.set_until(i, due)  # first: a kill before it would leave an item that never falls due
             ledger.change(i, DELAYED_CODE)
@@ -245,7 +248,7 @@ class Settler(HeadEnd):
         i = self._ours(position, index, count)
         if i < 0 or self._ledger.owner[i] & ~DEAD_LENT != self._own_code:
             return False
-        self._ledger.set_until(i, time.time_ns() // 1_000_000 + int(seconds * 1000))
+        self._ledger.set_until(i, due_after(time.time_ns() // 1_000_000, seconds))
         return True
 
     def untake(self, box: list[Taken], dead_letter: bool = False, was_dead: bool = False) -> None:

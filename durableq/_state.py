@@ -19,7 +19,7 @@ program order, so each word says below what a death between two stores means. Wo
     PENDING, ..     reclaim         head + tail   a collapse of PENDING bytes from a file of _SIZE to BASE = _BASE was announced
     MAXSIZE         anybody         tail          the bound in force (0: none)
     NAMESPACE       who opens       cold          the pid namespace of all owners; 0: of different ones (see `_locks`)
-    SHUTDOWN        anybody         head          1: no more puts, 2: no more gets either; 0 again with the next ERA
+    SHUTDOWN        anybody         head          1: no more puts, 2: nor gets, whatever there is; 0 again with the next ERA
     T_COMMIT        producers       tail          (appended records << 1 | flip): this one store publishes a put
     T_POS[2]        producers       tail          end of the published records is T_POS[flip]; the other one is scratch
     T_MARK          producers       tail          position at which the next tail checkpoint is due
@@ -78,7 +78,7 @@ LIVE, LIVE_BYTES, RETURNED, DELAYED, DEAD, NEXT_DUE, REGION, UNPUNCHED = range(5
 PUNCHED, DROPS, DAMAGED, DAMAGED_BYTES, SLOTS, MOUNT, COVERED, ERA = range(64, 72)
 GET_WAITERS, GET_WORD = 72, 73
 PUT_WAITERS, PUT_WORD = 80, 81
-JOIN_WAITERS, JOIN_WORD = 88, 89
+JOIN_WAITERS, JOIN_WORD, LETTER_WAITERS, LETTER_WORD = range(88, 92)
 SYNCED, T_PLACE, T_PLACE_SEQUENCE = 96, 97, 98
 SYNC_BEGUN, SYNC_DONE, SYNC_STATE = 104, 105, 106
 BUSY, SPECIAL = 1, 2
@@ -89,7 +89,7 @@ SYNC_MUTEX, TAIL_MUTEX, HEAD_MUTEX = 3712, 3840, 3968  # bytes, a cache line eac
 # OWNER_DIRTY: DIRTY while it has written what its own thread is to sync, DIRTY_IN_SYNC during that sync, DIRTY_FOR_ANOTHER
 # while it is to sync what somebody dead has written; who buries it has to sync.
 # OWNER_TOKEN tells processes apart where pids do not (containers).
-OWNER_PID, OWNER_LENT, OWNER_GET, OWNER_PUT, OWNER_JOIN, OWNER_TOKEN, OWNER_DIRTY = range(7)
+OWNER_PID, OWNER_LENT, OWNER_GET, OWNER_PUT, OWNER_JOIN, OWNER_TOKEN, OWNER_DIRTY, OWNER_LETTER = range(8)
 DIRTY, DIRTY_IN_SYNC, DIRTY_FOR_ANOTHER = 1, 2, 3
 
 _IDENTITY = struct.Struct("<8s16sQQII")

@@ -33,8 +33,8 @@ from durableq._record import DONE, STATE_OFFSET, TAG_PAD, settle_state
 from durableq._runs import RunLedger
 from durableq._scan import Reader
 from durableq._spool import Spool
-from durableq._state import BASE, BUSY, EPOCH, GET_WAITERS, H_STATE, T_STATE, Control
-from durableq._wakeup import EVERYBODY, GET, JOIN, PUT, Wakeup
+from durableq._state import BASE, BUSY, EPOCH, GET_WAITERS, H_STATE, LETTER_WAITERS, T_STATE, Control
+from durableq._wakeup import EVERYBODY, GET, JOIN, LETTER, PUT, Wakeup
 from durableq.errors import ClosedError, DurableQError, PoisonedError
 
 _LOOK = 0.005
@@ -146,6 +146,8 @@ class Stepping(Ends):
         returned = self._reap() if died else 0
         if returned and self._words[GET_WAITERS]:
             self._wakeup.wake(GET, returned)
+        if died:
+            self._letters_came()
         self._owners.pay_syncs(self._committer.sync_now)
         return returned > 0
 
@@ -170,6 +172,11 @@ class Stepping(Ends):
                 _os.pwrite(self._fd, bytes([STATE_DEAD]), ledger.position[i] - self._words[BASE] + STATE_OFFSET)
                 ledger.change(i, DEAD_CODE)
             i = ledger.search(RETURNED_CODE, i + 1)
+
+    def _letters_came(self) -> None:
+        """There may be dead letters that nobody has: wake who waits for them. Under the head lock, or after it."""
+        if self._words[LETTER_WAITERS]:
+            self._wakeup.wake(LETTER, EVERYBODY)
 
     # -- stepping in ---------------------------------------------------------------------------------------------------
 
@@ -234,6 +241,6 @@ class Stepping(Ends):
         self._calm = self._control.settle_head_state()
 
     def _wake_everybody(self) -> None:
-        for condition in (GET, PUT, JOIN):
+        for condition in (GET, PUT, JOIN, LETTER):
             if self._words[condition[0]]:
                 self._wakeup.wake(condition, EVERYBODY)

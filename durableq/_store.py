@@ -46,7 +46,7 @@ from durableq._state import (
     T_COMMIT,
 )
 from durableq._stepping import at_head, at_tail
-from durableq._wakeup import GET, JOIN, PUT, RECHECK, Condition, Deadline
+from durableq._wakeup import GET, JOIN, LETTER, PUT, RECHECK, Condition, Deadline
 
 _SPINS = 300
 """Looks before a sleep, some 30 microseconds: a round trip through the scheduler costs more than that."""
@@ -72,21 +72,23 @@ class Store(Inspector):
     # -- waiting -------------------------------------------------------------------------------------------------------
 
     def wait_for_item(self, deadline: Deadline) -> None:
-        """Sleep until an item may be ready, the queue was shut down, or the deadline."""
+        """Sleep until an item may be ready, or none will come any more after a shutdown, or the deadline."""
         if not self.spin_for_item():
             self._wait(GET, self.may_take, deadline)
 
     def spin_for_item(self) -> bool:
         """Look for an item for as long as a trip through the scheduler would take; whether there may be one."""
         words = self._words
-        for _ in range(_SPINS):  # noqa: SIM110, a generator takes longer for each look
-            if words[T_COMMIT] >> 1 != words[H_COMMIT] >> 1 or words[RETURNED] or words[SHUTDOWN]:
+        for _ in range(_SPINS):
+            if words[T_COMMIT] >> 1 != words[H_COMMIT] >> 1 or words[RETURNED]:
                 return True
-        return False
+            if words[SHUTDOWN]:
+                break
+        return self._has_ended()
 
     def wait_for_dead_letter(self, deadline: Deadline) -> None:
-        """Sleep until there may be a dead letter to take, or the deadline."""
-        self._wait(GET, lambda: bool(self.dead_letters()), deadline)
+        """Sleep until there may be a dead letter to take, the queue was shut down, or the deadline."""
+        self._wait(LETTER, lambda: self._words[SHUTDOWN] > 0 or self.dead_letters() > 0, deadline)
 
     def wait_for_room(self, body: bytes, deadline: Deadline) -> None:
         """Sleep until there may be room for a record with this body, the queue was shut down, or the deadline."""
@@ -177,7 +179,7 @@ class Store(Inspector):
     # -- both ends -----------------------------------------------------------------------------------------------------
 
     def shutdown(self, immediate: bool) -> None:
-        """No more puts for anybody, and no more gets once the queue is empty; `immediate`: it is emptied now."""
+        """No more puts for anybody, and no more gets once nothing waits, nor for its time; `immediate`: it is emptied now."""
         self._check()
         if immediate:
             self.purge()

@@ -8,6 +8,8 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable
 
+from durableq._leases import Taken
+
 _COUNT_BITS = 16
 _CROWD = 1024
 """Items that are noted before it is worth a look whether other threads have acked them: those that have none of their own."""
@@ -17,7 +19,7 @@ class Unacked:
     """A queue of (position, index, count), for one thread. An interrupt leaves it as it was or as it was to be."""
 
     def __init__(self, is_lent: Callable[[int, int, int], bool] | None = None) -> None:
-        """`is_lent` tells of an item whether an ack of it would still be one; without it they are kept until they are dropped."""
+        """`is_lent` tells of an item whether an ack of it would still be one; without it, all are kept until dropped."""
         self._is_lent = is_lent
         self._crowd = _CROWD
         self._one: tuple[int, int, int] | None = None
@@ -52,6 +54,16 @@ class Unacked:
             return None
         rest = self._words[first + 1]
         return self._words[first], rest >> _COUNT_BITS, rest & (1 << _COUNT_BITS) - 1
+
+    def forget(self, box: list[Taken]) -> None:
+        """Forget those that were noted of what was taken last, and is given back: the newest ones."""
+        for position, index, count, *_ in reversed(box):
+            words = self._words
+            if len(words) == self._first:
+                if self._one == (position, index, count):
+                    self._one = None
+            elif words[-2] == position and words[-1] == index << _COUNT_BITS | count:
+                del words[-2:]
 
     def drop(self) -> None:
         """Forget the oldest item."""

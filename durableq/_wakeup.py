@@ -10,9 +10,10 @@ A put wakes one sleeper for its item, unless as many items as there are sleepers
 comes to sleep now looks first, and finds one), and a call to the system for each put would cost more than the put.
 
 Why a sleeper on each condition wakes:
-    GET   a record was published; an item was given back, fell due, or lost its holder; the queue was shut down
-    PUT   an item was taken (`maxsize`) or done (`max_bytes`); the queue was purged or shut down
-    JOIN  nothing is unfinished, or nothing left to count off, any more; the queue was shut down
+    GET     a record was published; an item was given back, fell due, or lost its holder; the queue was shut down
+    PUT     an item was taken (`maxsize`) or done (`max_bytes`); the queue was purged or shut down
+    JOIN    nothing is unfinished, or nothing left to count off, any more; the queue was shut down
+    LETTER  an item became a dead letter; a dead letter was given back or lost its holder; the queue was shut down
 """
 
 from __future__ import annotations
@@ -25,8 +26,11 @@ from durableq._state import (
     GET_WORD,
     JOIN_WAITERS,
     JOIN_WORD,
+    LETTER_WAITERS,
+    LETTER_WORD,
     OWNER_GET,
     OWNER_JOIN,
+    OWNER_LETTER,
     OWNER_PUT,
     PUT_WAITERS,
     PUT_WORD,
@@ -37,6 +41,7 @@ from durableq._state import (
 GET = (GET_WAITERS, GET_WORD, OWNER_GET)
 PUT = (PUT_WAITERS, PUT_WORD, OWNER_PUT)
 JOIN = (JOIN_WAITERS, JOIN_WORD, OWNER_JOIN)
+LETTER = (LETTER_WAITERS, LETTER_WORD, OWNER_LETTER)
 Condition = tuple[int, int, int]
 
 EVERYBODY = 1 << 30

@@ -32,8 +32,9 @@ from durableq._delivery import Delivery
 from durableq._inspect import Stats
 from durableq._queue import DurableQueue
 from durableq._reader import _ThisThread
-from durableq._record import encode_due
+from durableq._record import due_after, encode_due
 from durableq._unacked import Unacked
+from durableq._wakeup import Deadline
 from durableq._watch import GET, JOIN, PUT, Call, Watch
 from durableq.errors import Empty, Full
 from durableq.integrations._extras import needed
@@ -65,8 +66,9 @@ class AsyncDurableQueue:
 
     def __init__(self, path: str | os.PathLike[str], maxsize: int = 0, **options: Any) -> None:
         self.queue = queue = DurableQueue(path, maxsize, **options)
-        queue._this_thread = _ThisTask(self.queue._store.is_lent)  # type: ignore[assignment]
         self._store = store = queue._store
+        queue._this_thread = _ThisTask(store.is_lent)  # type: ignore[assignment]
+        queue._letters_of_this_thread = _ThisTask(store.is_lent)  # type: ignore[assignment]
         self._waits_for_disk = options.get("sync") == 0
         self._items, self._room, self._end = Watch(store, GET), Watch(store, PUT), Watch(store, JOIN)
         self._turn_ends = 0.0
@@ -112,9 +114,9 @@ class AsyncDurableQueue:
         Under `sync=0` a worker thread waits for the disk, so that one sync serves the puts of many tasks and the loop goes
         on. Who cancels it in that moment cannot know whether the item was put.
         """
-        if delay < 0:
+        if not delay >= 0:
             raise ValueError("'delay' must be a non-negative number")
-        due = encode_due(time_ns() // 1_000_000 + int(delay * 1000)) if delay else 0
+        due = encode_due(due_after(time_ns() // 1_000_000, delay)) if delay else 0
         await self._append([self._encode(item)], due, block, timeout)
 
     def put_nowait(self, item: Any) -> None:
@@ -124,9 +126,12 @@ class AsyncDurableQueue:
     async def put_many(self, items: Iterable[Any], block: bool = True, timeout: float | None = None) -> None:
         """Append items in order, as `DurableQueue.put_many`. Cancelled, it has put those for which there was room."""
         before = 0
-        for part in _parts([self._encode(item) for item in items]):
+        parts = _parts([self._encode(item) for item in items])
+        deadline = Deadline(timeout)
+        for part in parts:
             await self._append(part, 0, block, timeout, before)
             before += len(part)
+            timeout = timeout and max(0.0, deadline.left())
 
     async def join(self) -> None:
         """Wait until every item that was put is done, by whatever process."""

@@ -178,6 +178,38 @@ def test_task_done_is_of_the_task_that_got_the_item(run, path):
     run(main)
 
 
+def test_task_done_is_about_no_dead_letter_of_the_task(run, path):
+    async def main():
+        async with AsyncDurableQueue(path) as q:
+            await q.put_many(["letter", "job"])
+            (await q.reserve()).reject()
+            assert (q.queue.dead_letters.get(), await q.get()) == ("letter", "job")
+            q.task_done()
+        async with AsyncDurableQueue(path) as q:
+            assert (q.qsize(), q.queue.dead_letters.qsize()) == (0, 1)
+
+    run(main)
+
+
+def test_the_timeout_of_a_batch_is_for_all_of_it(run, path, monkeypatch):
+    async def main():
+        async with AsyncDurableQueue(path) as q:
+            timeouts = []
+            real = q._append
+
+            async def append(bodies, due, block, timeout, before):
+                timeouts.append(timeout)
+                await anyio.sleep(0.01)
+                await real(bodies, due, block, timeout, before)
+
+            monkeypatch.setattr(q, "_append", append)
+            await q.put_many([bytes(1 << 20)] * 3, timeout=PATIENCE)
+            assert PATIENCE == timeouts[0] > timeouts[1] > timeouts[2]
+            assert q.qsize() == 3
+
+    run(main)
+
+
 # -- being woken -----------------------------------------------------------------------------------------------------------
 
 
@@ -293,6 +325,20 @@ def test_shutdown_ends_the_waits(run, path, open_queue):
                 await wait_until(lambda: waiting(q) == 3)
                 open_queue().shutdown()
             assert len(ended) == 3
+
+    run(main)
+
+
+def test_after_a_shutdown_a_task_waits_for_what_waits_for_its_time(run, path):
+    async def main():
+        async with AsyncDurableQueue(path) as q:
+            await q.put("x", delay=0.2)
+            q.shutdown()
+            with pytest.raises(Empty):
+                q.get_nowait()
+            assert await q.get() == "x"
+            with pytest.raises(ShutDown):
+                await q.get()
 
     run(main)
 

@@ -134,3 +134,18 @@ def test_a_batch_of_less_than_one_raises_value_error(q, maximum):
     with pytest.raises(ValueError):
         q.reserve_many(maximum)
     assert q.qsize() == 1
+
+
+def test_the_timeout_of_put_many_is_for_all_of_it(open_queue, monkeypatch):
+    q = open_queue(maxsize=1)
+    deadlines = []
+
+    def make_room(_, deadline):
+        deadlines.append(deadline)
+        q.get()
+        q.task_done()
+
+    monkeypatch.setattr(q._store, "wait_for_room", make_room)
+    q.put_many([bytes(1 << 20)] * 3, timeout=PATIENCE)  # so large that each is written by itself
+    assert len(deadlines) == 2
+    assert deadlines[0] is deadlines[1]

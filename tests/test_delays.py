@@ -196,3 +196,27 @@ def test_an_interrupt_as_a_delay_ends_does_not_make_it_endless(open_queue, monke
         q.get_nowait()
     monkeypatch.undo()
     assert q.get(timeout=PATIENCE) == "x"
+
+
+@pytest.mark.parametrize("delay", [2e16, 1e300, float("inf")])
+def test_a_delay_longer_than_any_calendar_is_for_ever(q, open_queue, delay):
+    q.put("put", delay=delay)
+    q.put("nacked")
+    q.reserve(timeout=0).nack(delay=delay)
+    assert (q.stats().ready, q.stats().delayed) == (0, 2)
+    q.close()
+    again = open_queue()
+    with pytest.raises(Empty):
+        again.get(timeout=0.01)
+    assert again.stats().delayed == 2
+
+
+def test_a_delay_that_is_no_number_is_refused_before_anything_is_changed(q):
+    q.put("x")
+    delivery = q.reserve(timeout=0)
+    with pytest.raises(ValueError, match="delay"):
+        q.put("y", delay=float("nan"))
+    with pytest.raises(ValueError, match="delay"):
+        delivery.nack(delay=float("nan"))
+    delivery.ack()
+    assert q.unfinished_tasks == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from processes import PATIENCE
 
 from durableq import DurableQueue
@@ -382,3 +383,26 @@ meanwhile(q.close)
     with DurableQueue(path):
         assert len(q.stats().owners) == 2
     assert q.get(timeout=PATIENCE) == "x"
+
+
+@pytest.mark.parametrize("put", ["put('x')", "put_many(['x'])", "put('x', delay=0.001)"])
+def test_what_a_child_puts_first_goes_to_the_file_that_is_at_the_path_by_then(start, path, put):
+    start(
+        HELPERS
+        + f"""
+q = DurableQueue(path)
+replaced, told = os.pipe()
+def work():
+    os.read(replaced, 1)
+    q.{put}
+child = fork(work)
+q.close()
+os.unlink(path)
+q = DurableQueue(path)
+os.write(told, b"x")
+wait_for(child)
+assert q.get(timeout=10) == "x"
+assert q.stats().damaged == 0
+""",
+        path,
+    ).finish()

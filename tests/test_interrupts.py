@@ -20,6 +20,7 @@ from processes import PATIENCE
 
 import durableq
 from durableq import DurableQueue, _lifetimes, _os
+from durableq._unacked import Unacked
 
 # The handler raises only while the queue is at work, so that the program's own lists stay true.
 INTERRUPTED = """
@@ -361,3 +362,40 @@ def test_an_interrupt_while_a_ledger_that_moved_is_mapped_leaves_the_handle_usab
     other.task_done()
     assert q.stats().lent == 5000
     del kept
+
+
+@pytest.mark.parametrize("held", [0, 1, 3])
+@pytest.mark.parametrize("take", ["get", "get_many"])
+def test_after_a_get_that_was_interrupted_at_its_end_task_done_is_about_what_comes_next(q, monkeypatch, take, held):
+    """The item had been noted as this thread's, and then went back."""
+    q.put_many(range(held + 2))
+    for _ in range(held):
+        q.get()
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Unacked, "push", once(Unacked.push))
+        q.get() if take == "get" else q.get_many(2)
+    for number in (held, held + 1):
+        assert q.get() == number
+    for left in reversed(range(held + 2)):
+        q.task_done()
+        assert q.unfinished_tasks == left
+
+
+def test_an_interrupted_batch_takes_nothing_of_what_was_noted_before_along(q, open_queue, monkeypatch):
+    q.put_many(range(6))
+    assert q.get_many(3) == [0, 1, 2]
+    q.task_done()
+    calls = iter(range(9))
+
+    def push(unacked, *item, real=Unacked.push):
+        real(unacked, *item)
+        if next(calls) == 1:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Unacked, "push", push)
+        q.get_many(3)
+    q.task_done()
+    q.task_done()
+    q.close()
+    assert open_queue().get_many(9) == [3, 4, 5]

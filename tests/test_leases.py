@@ -229,3 +229,30 @@ def test_a_reaper_that_is_killed_before_the_last_delivery_is_noticed_leaves_a_de
     reaper.process.wait(PATIENCE)
     assert q.qsize() == 0
     assert q.dead_letters.qsize() == 1
+
+
+@pytest.mark.parametrize("seconds", [2e16, float("inf")])
+def test_an_extension_longer_than_any_calendar_is_for_ever(open_queue, seconds):
+    q = open_queue(lease=0.1)
+    q.put("x")
+    delivery = q.reserve()
+    delivery.extend(seconds)
+    with pytest.raises(Empty):
+        q.get(timeout=0.3)
+    delivery.ack()
+
+
+def test_an_extension_that_is_no_number_is_refused_before_anything_is_changed(q):
+    q.put("x")
+    delivery = q.reserve()
+    with pytest.raises(ValueError, match="seconds"):
+        delivery.extend(float("nan"))
+    with pytest.raises(Empty):
+        q.get(timeout=0.01)
+    delivery.ack()
+
+
+def test_an_extension_into_the_past_ends_the_lease(q):
+    q.put("x")
+    q.reserve().extend(float("-inf"))
+    assert q.get(timeout=PATIENCE) == "x"

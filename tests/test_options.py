@@ -166,6 +166,7 @@ def test_who_may_write_to_the_spool_may_use_its_companions(path, mode):
     [
         *({"maxsize": 2.5}, {"maxsize": 1 << 63}, {"max_deliveries": 2.5}, {"max_deliveries": 1 << 32}, {"max_bytes": 1e9}),
         *({"max_bytes": 1 << 63}, {"lease": float("nan")}, {"lease": float("inf")}, {"sync": float("nan")}),
+        *({"sync": float("inf")}, {"sync": 1e10}),
     ],
     ids=repr,
 )

@@ -314,6 +314,15 @@ def test_a_queue_that_is_shut_down_is_worked_off_and_ends_the_pool(q, pool):
     assert (tally.done, tally.ended) == (5, "the queue was shut down")
 
 
+def test_a_queue_that_is_shut_down_is_worked_off_to_what_waits_for_its_time(q, pool):
+    with pool(processes=2) as running:
+        until(lambda: len([owner for owner in q.stats().owners if owner.waiting]) == 2)
+        q.put(1, delay=0.5)
+        q.shutdown()
+        until(lambda: not q.unfinished_tasks, 5)
+    assert running.tally().done == 1
+
+
 def test_a_results_queue_that_is_shut_down_ends_the_pool_and_the_item_is_given_back_uncounted(q, pool, results):
     q.put("x")
     results.shutdown()

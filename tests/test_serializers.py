@@ -283,7 +283,7 @@ def limited():
 def test_what_a_signal_handler_raises_while_an_item_is_decoded_is_raised_and_the_item_stays(q, limited, take):
     q.put(Slow())
     q.put("next")
-    with pytest.raises(TimeoutError, match="^time limit$"):
+    with pytest.raises(TimeoutError, match=r"^time limit$"):
         getattr(q, take)(*([2] if "many" in take else []))
     assert q.get_many(5) == ["decoded", "next"]
     assert q.dead_letters.qsize() == 0
@@ -296,7 +296,7 @@ def test_what_a_signal_handler_raises_under_a_lock_stays_what_it_is(q, limited, 
 
     monkeypatch.setattr(q, "_fast_append", None)
     monkeypatch.setattr(q._store, "_write", interrupted)
-    with pytest.raises(TimeoutError, match="^time limit$"):
+    with pytest.raises(TimeoutError, match=r"^time limit$"):
         q.put("x")
     q.put("y")
     assert q.get_many(5) == ["y"]

@@ -268,3 +268,33 @@ def test_a_lease_is_extended_while_a_command_runs(shell):
     (shell.folder / "go").touch()
     assert runner.wait(PATIENCE) == 0
     assert stat(shell) == DONE
+
+
+def test_a_shut_down_queue_ends_a_follower_when_all_is_done_that_waits_or_comes_again(shell):
+    with DurableQueue(shell.folder / "q.dq", serializer="bytes") as q:
+        q.put(b"later", delay=0.5)
+        q.put(b"fails")
+        q.shutdown()
+        fails_at_first = "[ {} != fails ] || [ $DURABLEQ_DELIVERIES = 2 ]"
+        script = f"durableq run -f q.dq -j 2 --backoff 1s -- sh -c 'echo {{}} $DURABLEQ_DELIVERIES; {fails_at_first}'"
+        assert sorted(shell.out(script).splitlines()) == [b"fails 1", b"fails 2", b"later 1"]
+        q.join()
+
+
+def test_an_item_that_fails_while_the_queue_is_shut_down_comes_again(shell):
+    with DurableQueue(shell.folder / "q.dq", serializer="bytes") as q:
+        q.put(b"fails")
+        fails_at_first = "echo $DURABLEQ_DELIVERIES; read -r line <go; [ $DURABLEQ_DELIVERIES = 2 ]"
+        os.mkfifo(shell.folder / "go")
+        runner = shell.start(f"exec durableq run -f q.dq -j 2 -u --backoff 1ms -- sh -c '{fails_at_first}'")
+        assert heard(runner, 2) == b"1\n"
+        until(lambda: any(owner.waiting for owner in q.stats().owners))
+        q.shutdown()
+        until(lambda: not any(owner.waiting for owner in q.stats().owners))
+        for number in (1, 2):
+            with open(shell.folder / "go", "w") as go:
+                go.write("go\n")
+            if number == 1:
+                assert heard(runner, 2) == b"2\n"
+        assert runner.wait(PATIENCE) == 0
+        assert stat(shell) == DONE

@@ -10,7 +10,7 @@ import threading
 import pytest
 from processes import PATIENCE, until
 
-from durableq import DurableQueue, ShutDown
+from durableq import DurableQueue, Empty, ShutDown
 
 
 def test_put_after_a_shutdown_raises(q):
@@ -254,3 +254,80 @@ def _drain_to_the_shutdown(q, begin, told):
             q.task_done()
     except Exception as error:
         told.put(type(error).__name__)
+
+
+# -- items that wait for their time ------------------------------------------------------------------------------------
+
+
+def get_in_a_thread(q, outcome):
+    def wait():
+        try:
+            outcome.append(q.get())
+        except ShutDown:
+            outcome.append("shut down")
+
+    waiter = threading.Thread(target=wait, daemon=True)
+    waiter.start()
+    return waiter
+
+
+def test_after_a_shutdown_get_waits_for_what_waits_for_its_time(q):
+    q.put("x", delay=0.3)
+    q.shutdown()
+    assert q.get(timeout=PATIENCE) == "x"
+    with pytest.raises(ShutDown):
+        q.get()
+
+
+def test_after_a_shutdown_get_that_does_not_wait_finds_a_delayed_queue_empty(q):
+    q.put("x", delay=60)
+    q.shutdown()
+    with pytest.raises(Empty):
+        q.get_nowait()
+    with pytest.raises(Empty):
+        q.get_many(5, timeout=0.01)
+    assert q.qsize() == 1
+
+
+def test_workers_that_leave_at_the_shutdown_leave_nothing_to_join(q):
+    q.put_many(["fails at first", "works"])
+    q.shutdown()
+    with pytest.raises(ShutDown):
+        while True:
+            delivery = q.reserve(timeout=PATIENCE)
+            if delivery.item == "fails at first" and delivery.deliveries == 1:
+                delivery.nack(delay=0.2)
+            else:
+                delivery.ack()
+    q.join()
+
+
+@pytest.mark.parametrize("end", ["it is taken", "it is removed", "immediate"])
+def test_all_who_wait_for_a_delayed_item_after_a_shutdown_are_released_at_its_end(q, open_queue, end):
+    q.put("x", delay=0.3 if end == "it is taken" else 60)
+    handles = [q, open_queue(), open_queue()]
+    q.shutdown()
+    outcome = []
+    waiters = [get_in_a_thread(handle, outcome) for handle in handles]
+    until(lambda: len([owner for owner in handles[0].stats().owners if owner.waiting]) == 3 or outcome)
+    if end == "it is removed":
+        q.purge()
+    elif end == "immediate":
+        q.shutdown(immediate=True)
+    for waiter in waiters:
+        waiter.join(PATIENCE)
+    expected = {"it is taken": ["shut down", "shut down", "x"]}.get(end, ["shut down"] * 3)
+    assert sorted(outcome) == expected
+
+
+def test_who_waits_for_a_delayed_item_after_a_shutdown_sleeps(q, monkeypatch):
+    q.put("x", delay=60)
+    q.shutdown()
+    tries = []
+    real = q._take
+    monkeypatch.setattr(q, "_take", lambda *how: tries.append(1) or real(*how))
+    real_look = q._store.may_take
+    monkeypatch.setattr(q._store, "may_take", lambda: tries.append(1) or real_look())
+    with pytest.raises(Empty):
+        q.get(timeout=1)
+    assert len(tries) < 50

@@ -186,8 +186,8 @@ class _Runner:
         while self._has_room():
             try:
                 delivery = self._loans.take()
-            except ShutDown:  # nothing will come any more
-                self._stopping = True
+            except ShutDown:  # nothing will come any more, but for what runs and may fail
+                self._stopping = not self._jobs
                 return
             if delivery is None:
                 self._empty = True

@@ -157,9 +157,10 @@ class Engine(ABC):
         """As `Store.went_away`."""
         return self._lost == position
 
-    def ack_oldest(self) -> bool:
+    def ack_oldest(self, dead: bool = False) -> bool:
         """The oldest item that was lent by `get` to this process is done; False if there is none.
 
+        `dead` is false here: the dead letters have an engine of their own.
         What another process has is not ours to finish: no engine lets it.
         """
         self.check()

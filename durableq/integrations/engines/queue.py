@@ -113,7 +113,7 @@ class EngineQueue(_EngineReader):
 
     def put(self, item: Any, block: bool = True, timeout: float | None = None, *, delay: float = 0) -> None:
         """Append an item; when this returns the engine has it. Raises as `DurableQueue.put`, and UnreachableError."""
-        if delay < 0:
+        if not delay >= 0:
             raise ValueError("'delay' must be a non-negative number")
         self._put([item], block, timeout, delay)
 
