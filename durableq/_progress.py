@@ -237,14 +237,13 @@ class Display(ABC):
         try:
             with suppress(OSError):  # the terminal is gone
                 self._end()
-                self.flush()
         finally:
             for handler in self._handlers:
-                with suppress(OSError):  # it flushes
-                    handler.setStream(self._stream)
+                handler.stream = self._stream  # `setStream` flushes first, and leaves it at that if the terminal is gone
 
     def _end(self) -> None:
         """Leave the last view standing."""
+        self.flush()
 
 
 def _writes_to(handler: logging.Handler, stream: IO[str]) -> TypeGuard[logging.StreamHandler[Any]]:
@@ -322,6 +321,7 @@ class _Rich(Display):
 
     def _end(self) -> None:
         self._live.stop()
+        super()._end()
 
     def _rendered(self, view: View) -> Any:
         from rich.console import Group

@@ -224,3 +224,12 @@ class Fussy:
         return pickle.dumps(item)
 
     loads = staticmethod(pickle.loads)
+
+
+class Sick:
+    """A serializer whose disk fails."""
+
+    def dumps(self, item):
+        raise OSError(5, "Input/output error")
+
+    loads = staticmethod(pickle.loads)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+
+import pool_jobs
 import pytest
 from engines.targets import KafkaTarget, RabbitTarget, RedisTarget
 from processes import until
 
 import durableq
 from durableq import ReservedNameError, failures
+from durableq.integrations.sinks.base import Sink
 
 
 @pytest.fixture(params=["kafka", "redis", "rabbitmq"])
@@ -139,6 +143,53 @@ def test_what_no_message_can_be_made_of_goes_to_the_dead_letters_and_the_rest_go
     assert [one.value for one in target.arrived()] == [b"a", b"c"]
     assert q.dead_letters.peek() == [{"nobody": "b"}]
     assert "no field 'user'" in next(iter(failures.read(q).values())).reason
+
+
+class Ear(Sink):
+    """An engine that takes whatever it is sent."""
+
+    name = "an ear"
+
+    def __init__(self):
+        self.heard = []
+
+    def open(self):
+        pass
+
+    def send(self, parcel):
+        for index, message in enumerate(parcel.messages):
+            self.heard.append(message.value)
+            parcel.confirm(index)
+
+    def wait(self, parcel, timeout):
+        return parcel.settled
+
+    def close(self):
+        pass
+
+
+def test_what_cannot_be_decoded_goes_to_the_dead_letters_with_its_story_and_the_rest_goes_on(q):
+    lost = pool_jobs.one_of_a_class_of_this_process()
+    q.put_many([b"a", lost, b"b", lost])
+    del sys.modules["only_in_this_process"]
+    ear = Ear()
+    assert durableq.forward(q, ear, drain=True) == (2, 2)
+    assert ear.heard == [b"a", b"b"]
+    stories = failures.read(q)
+    assert len(stories) == 2 and q.dead_letters.ids() == set(stories)
+    assert all("No module named 'only_in_this_process'" in story.reason for story in stories.values())
+
+
+def test_what_ends_it_while_messages_are_made_leaves_the_items_uncounted(q):
+    def interrupted(item):
+        if item == b"b":
+            raise KeyboardInterrupt
+        return item
+
+    q.put_many([b"a", b"b", b"c"])
+    with pytest.raises(KeyboardInterrupt):
+        durableq.forward(q, Ear(), drain=True, value=interrupted)
+    assert [(one.item, one.deliveries) for one in q.peek_deliveries(3)] == [(b"a", 0), (b"b", 0), (b"c", 0)]
 
 
 def test_what_json_has_no_number_for_goes_to_the_dead_letters_and_the_rest_goes_on(q, target):

@@ -18,10 +18,10 @@ from durableq.cli import main
 
 @pytest.fixture
 def command(path):
-    """`command(*arguments)` is a running `durableq forward PATH`."""
+    """`command(*arguments)` is a running `durableq forward PATH`; `ignores`: a signal that is ignored when it starts."""
     running = []
 
-    def start(*arguments, **env):
+    def start(*arguments, ignores=None, **env):
         running.append(
             subprocess.Popen(
                 [sys.executable, "-m", "durableq", "forward", str(path), *arguments],
@@ -29,6 +29,7 @@ def command(path):
                 text=True,
                 env={**os.environ, **env},
                 cwd=path.parent,
+                preexec_fn=ignores and (lambda: signal.signal(ignores, signal.SIG_IGN)),
             )
         )
         return running[-1]
@@ -60,7 +61,20 @@ def test_a_signal_ends_it_in_order(q, make_redis, command, number, code):
     q.put(b"a")
     until(lambda: q.stats().unfinished == 0)
     running.send_signal(number)
-    assert ended(running) == (code, "durableq: 1 items forwarded\n")
+    assert ended(running) == (code, "durableq: 1 item forwarded\n")
+
+
+def test_an_interrupt_that_is_ignored_when_it_starts_is_ignored(q, make_redis, command):
+    """As in the background of a script."""
+    server = make_redis()
+    running = command(f"redis://127.0.0.1:{server.port}/0/events", ignores=signal.SIGINT)
+    q.put(b"a")
+    until(lambda: q.stats().unfinished == 0)
+    running.send_signal(signal.SIGINT)
+    q.put(b"b")
+    until(lambda: q.stats().unfinished == 0)
+    running.terminate()
+    assert ended(running) == (0, "durableq: 2 items forwarded\n")
 
 
 @pytest.mark.parametrize("number, code", [(signal.SIGTERM, 0), (signal.SIGINT, -signal.SIGINT)])
@@ -126,6 +140,17 @@ def test_a_function_that_is_not_there_is_told_in_one_line(q, capsys):
     assert capsys.readouterr().err.startswith("durableq: nowhere:f: there is no such function")
 
 
+@pytest.mark.parametrize(
+    ("code", "what"), [("1 / 0", "ZeroDivisionError: division by zero"), ("import sys; sys.exit(3)", "SystemExit: 3")]
+)
+def test_a_module_that_cannot_be_imported_is_told_in_one_line(q, command, path, code, what):
+    (path.parent / "broken.py").write_text(code)
+    q.put(b"a")
+    told = f"durableq: broken:f: broken cannot be imported: {what}\n"
+    assert ended(command("redis://localhost/0/x", "--key", "broken:f")) == (1, told)
+    assert q.stats().ready == 1
+
+
 def test_what_went_to_the_dead_letters_is_told_with_its_reason(q, make_redis, command):
     server = make_redis()
     q.put({"n": 1})
@@ -139,7 +164,7 @@ def test_the_url_may_come_from_the_environment(q, make_redis, command):
     server = make_redis()
     q.put(b"a")
     running = command("--drain", DURABLEQ_FORWARD_URL=f"redis://127.0.0.1:{server.port}/0/events")
-    assert ended(running) == (0, "durableq: 1 items forwarded\n")
+    assert ended(running) == (0, "durableq: 1 item forwarded\n")
 
 
 def test_without_a_url_it_says_how_to_give_one(q, capsys, monkeypatch):

@@ -91,6 +91,15 @@ def test_a_disk_that_does_not_take_the_result_is_no_fault_of_the_item(q, pool, o
     assert "waits until it can be put: [Errno 28]" in caplog.text
 
 
+def test_a_disk_that_fails_under_the_results_costs_the_item_nothing(q, pool, open_queue, tmp_path):
+    results = open_queue(tmp_path / "results.dq", serializer=pool_jobs.Sick())
+    q.put("x")
+    with pytest.raises(PoolError, match="ended with exit code 1"):
+        pool(results=results, max_deliveries=2).run(until_empty=True)
+    assert q.dead_letters.qsize() == 0
+    assert q.reserve(timeout=0).deliveries == 1
+
+
 def test_a_function_may_be_a_closure_under_fork(q, pool, tmp_path):
     q.put("x")
     seen = tmp_path / "seen"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import logging
 import os
 import sys
 
@@ -23,11 +25,18 @@ class Terminal(io.StringIO):
         self._feed = pyte.Stream(self._screen)
 
     encoding = "utf-8"
+    gone = False
+    """Whether it was closed."""
 
     def isatty(self):
         return True
 
+    def flush(self):
+        if self.gone:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
     def write(self, text):
+        self.flush()
         self._feed.feed(text.replace("\n", "\r\n"))
         return len(text)
 
@@ -43,6 +52,21 @@ def terminal(request, monkeypatch):
     if request.param == "plain":
         monkeypatch.setitem(sys.modules, "rich.console", None)  # as where it is not installed
     return Terminal()
+
+
+@pytest.fixture
+def root_handler():
+    """`root_handler(stream)` logs to a stream."""
+    handlers = []
+
+    def add(stream):
+        handlers.append(logging.StreamHandler(stream))
+        logging.getLogger().addHandler(handlers[-1])
+        return handlers[-1]
+
+    yield add
+    for handler in handlers:
+        logging.getLogger().removeHandler(handler)
 
 
 def view_of(q, done=0, rate=0.0, left=None, holders=()):
@@ -216,6 +240,15 @@ def test_what_others_write_stays_above_the_display(q, terminal):
     assert lines[0] == "12:00:00 worker 3 was replaced [/bold] :smile:"
     assert lines[1:3] == ["12:00:01 another line", "12:00:02 the last word"]
     assert ["3 done" in line for line in lines if "done" in line] == [True], "the last view stays"
+
+
+def test_when_a_terminal_is_gone_its_display_ends_and_the_log_has_its_stream_back(q, terminal, root_handler):
+    handler = root_handler(terminal)
+    with open_display(terminal) as display:
+        display.show(view_of(q))
+        assert handler.stream is display
+        terminal.gone = True
+    assert handler.stream is terminal
 
 
 def test_without_a_terminal_a_display_is_silent(q):

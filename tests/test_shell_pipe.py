@@ -17,6 +17,8 @@ from processes import PATIENCE, until
 from shells import heard, one_line
 
 from durableq import DurableQueue
+from durableq._store import Store
+from durableq.cli import main
 from durableq.cli._command import EXIT_CODES
 
 BYTES = int(os.environ.get("DURABLEQ_SHELL_BYTES", 64 << 20))
@@ -112,6 +114,18 @@ def test_json_that_the_shell_puts_is_an_object_in_python_and_other_text_is_refus
     assert "no JSON" in one_line(shell.run("durableq put --json q.dq nonsense", code=1).stderr)
 
 
+def test_what_comes_before_something_that_is_no_json_is_put(shell):
+    (shell.folder / "items").write_text("1\n2\nnonsense\n4\n")
+    said = shell.run("durableq put --json q.dq <items", code=1).stderr
+    assert b"no JSON" in said and b"the items before it were put" in said
+    assert b"up to 2 items that had been read were not put" in said
+    assert shell.out("durableq get q.dq") == b"1\n2\n"
+
+
+def test_json_that_is_no_utf_8_comes_out_as_json(shell):
+    assert shell.out(r"""durableq put --json q.dq '"\udcff"' '"\u00ff"' && durableq get q.dq""") == b'"\\udcff"\n"\xc3\xbf"\n'
+
+
 class Trap:
     def __init__(self, path):
         self.path = path
@@ -170,6 +184,21 @@ def test_so_many_items_and_no_more(shell):
 def test_items_that_are_kept_are_still_there(shell):
     script = "seq 1 300 | durableq put q.dq; durableq get --keep q.dq; durableq get --keep -n 2 q.dq; durableq get q.dq"
     assert shell.out(script).split() == [b"%d" % n for n in (*range(1, 301), 1, 2, *range(1, 301))]
+
+
+def test_large_items_that_are_kept_are_read_one_by_one(path, capfdbinary, monkeypatch):
+    with DurableQueue(path, serializer="bytes") as q:
+        q.put_many([bytes(1 << 20)] * 5)
+    peek, asked = Store.peek, []
+
+    def counted(self, n, *rest):
+        asked.append(n)
+        return peek(self, n, *rest)
+
+    monkeypatch.setattr(Store, "peek", counted)
+    assert main(["get", "--keep", "--raw", str(path)]) == 0
+    assert len(capfdbinary.readouterr().out) == 5 << 20
+    assert set(asked) == {1}
 
 
 def test_what_was_given_back_is_kept_in_its_place_too(shell):
@@ -279,9 +308,29 @@ def test_dropping_without_a_bound_is_a_wrong_command_line(shell):
     assert "--max-bytes" in one_line(shell.run("durableq put --on-full drop_oldest q.dq x", code=2).stderr)
 
 
-def test_an_item_that_never_fits_is_told_and_those_before_it_are_put(shell):
-    script = "{ echo small; head -c 9000 /dev/zero | tr '\\0' x; } | durableq put --max-bytes 8K q.dq"
-    assert b"never fits" in shell.run(script, code=1).stderr
+@pytest.mark.parametrize("option", ["fail", "block"])
+def test_a_queue_that_was_told_to_drop_neither_waits_nor_fails_and_says_so(shell, option):
+    shell.run("durableq put --max-bytes 64K --on-full drop_oldest log.dq one")
+    told = one_line(shell.run(f"durableq put --on-full {option} log.dq two", code=2).stderr)
+    assert "drops its oldest items" in told and f"leave --on-full {option} away" in told
+    assert shell.out("durableq put log.dq three; durableq get log.dq") == b"one\nthree\n"
+
+
+@pytest.mark.parametrize("options", ["", "--delay 1ms"])
+@pytest.mark.parametrize("length", [9000, 90_000], ids=["among short ones", "by itself"])
+def test_an_item_that_never_fits_is_told_and_those_before_it_are_put(shell, length, options):
+    (shell.folder / "items").write_bytes(b"1\n2\n%s\n3\n" % bytes(length))  # a file, so that they are read together
+    said = shell.run(f"durableq put --max-bytes 8K {options} q.dq <items", code=1).stderr
+    assert b"never fits" in said and b"the items before it were put" in said
+    assert b"up to 2 items that had been read were not put" in said
+    assert shell.out("durableq get -n 2 --timeout 10 q.dq") == b"1\n2\n"
+    assert json.loads(shell.out("durableq stat --json q.dq"))["unfinished"] == 0
+
+
+def test_an_argument_that_never_fits_is_one_line_and_those_before_it_are_put(shell):
+    told = one_line(shell.run('durableq put --max-bytes 1K q.dq small "$(printf %2000s x)" other', code=1).stderr)
+    assert "never fits" in told and "the items before it were put" in told
+    assert shell.out("durableq get q.dq") == b"small\n"
 
 
 def test_a_reader_who_leaves_when_it_has_read_all_is_no_broken_pipe(shell):
@@ -313,6 +362,35 @@ def test_a_closed_stream_is_an_error_and_nothing_is_lost(shell, command, code):
 
 def test_a_closed_stderr_is_no_problem(shell):
     assert shell.out("durableq put q.dq one 2>&-; durableq get q.dq 2>&-; durableq get q.dq 2>&-", code=3) == b"one\n"
+
+
+def test_what_would_be_told_on_a_closed_stderr_is_not_told_among_the_items(shell):
+    (shell.folder / "letter.txt").write_text("Dear all,\n" * 1000)
+    assert shell.out("durableq get letter.txt 2>&-", code=1) == b""
+
+
+def test_a_purge_on_a_closed_stdin_does_not_ask(shell):
+    assert shell.out("durableq put q.dq one; durableq purge q.dq <&-") == b"1 item thrown away\n"
+
+
+@pytest.mark.parametrize("command", ["stat", "check"])
+def test_a_path_that_is_no_utf_8_is_printed_as_it_is(shell, command):
+    shell.run(r"durableq put $'caf\xe9.dq' one")
+    assert b"caf\xe9.dq" in shell.out(rf"durableq {command} $'caf\xe9.dq'", env={"PYTHONIOENCODING": "utf-8:strict"})
+
+
+def test_what_the_encoding_has_no_letters_for_is_shown_by_its_codes(shell):
+    shell.run("durableq put q.dq 'd\u00e9j\u00e0 \u0432\u0438\u0434\u0435\u043b\u0438'")
+    shown = shell.out("durableq peek q.dq", env={"PYTHONIOENCODING": "latin-1"})
+    assert shown.endswith(b"d\xe9j\xe0 \\u0432\\u0438\\u0434\\u0435\\u043b\\u0438\n")
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("command", ["--help", "--version", "get --help", "stat q.dq", "man"])
+def test_a_full_disk_under_what_is_printed_is_one_line(shell, command, unbuffered):
+    shell.run("durableq put q.dq one")
+    done = shell.run(f"durableq {command} >/dev/full", code=1, env={"PYTHONUNBUFFERED": unbuffered})
+    assert "No space left" in one_line(done.stderr)
 
 
 def test_what_a_full_disk_did_not_take_stays_in_the_queue(shell):

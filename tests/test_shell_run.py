@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ from processes import PATIENCE, alive, until
 from shell_runs import DEAD, DONE, READY, started, stat, story
 from shells import heard, one_line
 
-from durableq import DurableQueue
+from durableq import DurableQueue, Empty
 
 
 def test_the_item_is_the_command_s_stdin_byte_for_byte(shell):
@@ -182,6 +184,72 @@ def test_lines_on_stderr_stay_whole(shell):
 def test_so_many_commands_and_no_more(shell):
     assert len(shell.out("seq 1 9 | durableq put q.dq; durableq run q.dq -n 4 -j 2 -- echo {}").split()) == 4
     assert stat(shell)["ready"] == 5
+
+
+# -- stderr -----------------------------------------------------------------------------------------------------------
+
+
+MUCH = 16 << 20
+
+
+def written(pid):
+    """Bytes that a process has written."""
+    return int(re.search(r"^wchar: (\d+)$", Path(f"/proc/{pid}/io").read_text(), re.MULTILINE)[1])
+
+
+def test_a_command_that_never_stops_talking_is_held_to_its_time(shell):
+    shell.run("durableq put q.dq x")
+    command = "durableq run q.dq --timeout 1 --retries 0 -- sh -c 'cat /dev/zero >&2' 2>/dev/null"
+    shell.run(f"timeout -k 3 15 {command}", code=1)
+    assert stat(shell) == DEAD
+    assert story(shell)["failure"]["reason"] == "timed out after 1 s"
+
+
+def test_the_first_signal_is_heard_while_a_command_never_stops_talking(shell):
+    shell.run("durableq put q.dq x")
+    runner, pid = started(shell, "exec cat /dev/zero >&2", before="2> >(grep -a -m 1 -o waiting.* >told)")
+    until(lambda: written(pid) > MUCH)
+    runner.send_signal(signal.SIGTERM)
+    until(lambda: (shell.folder / "told").read_text().startswith("waiting for 1 command to end"))
+    runner.send_signal(signal.SIGTERM)
+    assert runner.wait(PATIENCE) == -signal.SIGTERM
+    assert stat(shell) == READY
+
+
+def test_others_are_started_while_a_command_never_stops_talking(shell):
+    shell.run("durableq put q.dq loud 1 2 3")
+    others = "while [ ! -e go ]; do sleep 0.01; done; echo {}"
+    command = f"sh -c 'if [ {{}} = loud ]; then echo $$; exec cat /dev/zero >&2; else {others}; fi'"
+    runner = shell.start(f"exec durableq run q.dq -u -j 2 -- {command} 2>/dev/null")
+    pid = int(runner.stdout.readline())
+    until(lambda: written(pid) > MUCH)
+    (shell.folder / "go").touch()
+    assert heard(runner, 6) == b"1\n2\n3\n"
+
+
+def test_the_lease_is_extended_while_a_command_never_stops_talking(shell):
+    DurableQueue(shell.folder / "q.dq", lease=0.5).close()
+    shell.run("durableq put q.dq x")
+    started(shell, "exec cat /dev/zero >&2", before="2>/dev/null")
+    with DurableQueue(shell.folder / "q.dq") as q, pytest.raises(Empty):
+        q.get(timeout=2)
+
+
+def test_a_line_that_never_ends_comes_through_in_pieces_and_is_not_kept(shell):
+    (shell.folder / "measured.py").write_text("""if True:
+        import resource, sys
+        from durableq.cli import main
+
+        code = main(["run", "q.dq", "--", "sh", "-c", "head -c 50M /dev/zero >&2; echo end >&2"])
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+        sys.exit(code)
+    """)
+    shell.run("durableq put q.dq x")
+    kib = int(shell.out(f'"{sys.executable}" measured.py 2>told'))
+    told = (shell.folder / "told").read_bytes()
+    assert told.replace(b"\n", b"") == bytes(50 << 20) + b"end"
+    assert kib < 100 << 10
+    assert max(map(len, told.split(b"\n"))) <= 128 << 10
 
 
 # -- halting -----------------------------------------------------------------------------------------------------------

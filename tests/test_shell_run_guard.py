@@ -86,6 +86,15 @@ def test_what_a_command_left_in_the_background_goes_on_when_all_ends_in_order(sh
     assert alive(left())
 
 
+def test_it_goes_on_though_it_talks_if_its_stderr_is_elsewhere(shell):
+    shell.run("durableq put q.dq x")
+    background = f"{{ {WAIT}; echo news >&2; touch after; }} >/dev/null 2>>log &"
+    shell.run(f"durableq run q.dq -- sh -c '{background}'")
+    (shell.folder / "go").touch()
+    until(lambda: (shell.folder / "after").exists())
+    assert (shell.folder / "log").read_bytes() == b"news\n"
+
+
 def test_it_goes_on_when_a_first_signal_has_ended_it(shell, left):
     shell.run("durableq put q.dq x y")
     runner, pid = started(shell, f"{LEAVE}; {WAIT}")

@@ -16,6 +16,8 @@ import psutil
 import pytest
 from processes import until
 
+from durableq import DurableQueue
+from durableq.cli import main
 from durableq.cli._framing import splitter
 from durableq.cli._input import batches
 from durableq.cli._output import Outlet
@@ -89,6 +91,22 @@ def test_signals_of_others_are_no_news(pipe):
     finally:
         signal.signal(signal.SIGUSR1, before)
     assert os.read(pipe[0], 9) == b"heard"
+
+
+def test_get_into_a_file_hears_the_first_signal_also_if_it_only_looks(path, capfd, monkeypatch):
+    with DurableQueue(path, serializer="bytes") as q:
+        q.put_many([b"%d" % n for n in range(1000)])
+    write = os.writev
+
+    def signalled(fd: int, pieces: list[memoryview]) -> int:
+        monkeypatch.undo()
+        signal.raise_signal(signal.SIGTERM)
+        return write(fd, pieces)
+
+    monkeypatch.setattr(os, "writev", signalled)
+    assert main(["get", "--keep", str(path)]) == 128 + signal.SIGTERM
+    shown = capfd.readouterr().out.split()
+    assert shown == [str(n) for n in range(len(shown))] and 0 < len(shown) < 100
 
 
 def test_afterwards_all_is_as_before():

@@ -9,7 +9,7 @@ from engines.kafka_mock import PRODUCE, TOO_LARGE, UNKNOWN_TOPIC
 from processes import until
 
 import durableq
-from durableq import failures
+from durableq import BadURLError, failures
 
 
 @pytest.fixture
@@ -51,6 +51,22 @@ def test_an_element_of_a_list_may_be_an_envelope_with_the_id(q, redis_server, re
             {"id": ids[0], "value": "a", "key": "1", "headers": {"h": "x"}},
             {"id": ids[1], "value": {"n": 1, "who": "ada"}, "key": "2", "headers": {"h": "x"}},
         ]
+
+
+@pytest.mark.parametrize("part", [{"key": "user"}, {"headers": ["user"]}, {"headers": lambda item: {"user": "x"}}])
+def test_a_list_without_an_envelope_has_no_place_for_keys_and_headers_and_says_so_before_anything_is_taken(q, redis_url, part):
+    q.put({"user": "ada"})
+    with pytest.raises(BadURLError, match=r"has no place for a key and headers; add envelope=json to the URL"):
+        durableq.forward(q, f"{redis_url}?list=jobs", drain=True, **part)
+    assert [one.deliveries for one in q.peek_deliveries(2)] == [0]
+
+
+def test_what_travels_with_an_item_is_left_out_of_a_list_without_an_envelope(q, redis_server, redis_url):
+    q._carry(lambda: {"traceparent": "00-1-2-03"})
+    q.put(b"a")
+    assert durableq.forward(q, f"{redis_url}?list=jobs", drain=True) == (1, 0)
+    with redis_server.client() as client:
+        assert client.lrange("jobs", 0, -1) == [b"a"]
 
 
 def test_in_an_envelope_a_header_may_have_any_name(q, redis_server, redis_url):
@@ -101,6 +117,15 @@ def test_a_server_that_takes_nothing_for_now_costs_no_item(q, redis_server, redi
         until(lambda: q.stats().unfinished == 0)
         assert [fields[b"value"] for _, fields in client.xrange("events")] == [b"a", b"b"]
     assert q.stats().dead == 0
+
+
+def test_a_database_that_the_server_does_not_have_costs_no_item(q, redis_server, forwarder, caplog):
+    q.put(b"a")
+    running = forwarder(f"redis://127.0.0.1:{redis_server.port}/99/events")
+    until(lambda: "is away" in caplog.text)
+    assert "DB index is out of range" in caplog.text
+    assert running.finish() == (0, 0)
+    assert [(one.item, one.deliveries) for one in q.peek_deliveries(2)] == [(b"a", 0)]
 
 
 def test_a_server_that_stalls_in_the_middle_gets_the_rest_when_it_goes_on(q, redis_server, redis_url, forwarder):

@@ -347,7 +347,7 @@ def test_a_shutdown_is_one_request_to_stop_however_many_workers_tell_of_it(q, du
     program.send_signal(signal.SIGSTOP)  # so that it finds all of them gone at once
     idle = [owner.pid for owner in q.stats().owners if owner.waiting]
     q.shutdown()
-    until(lambda: not any(map(alive, idle)))
+    until(lambda: not any(alive(pid) or len(os.listdir(f"/proc/{pid}/task")) > 1 for pid in idle))  # none of their threads
     program.send_signal(signal.SIGCONT)
     read_until(program, "stopping")
     (shop / "slow-go").touch()
@@ -372,14 +372,21 @@ def test_a_terminal_that_is_gone_is_an_orderly_end(q, durableq, shop):
     assert q.unfinished_tasks == 0
 
 
+def ignores(pid, number):
+    """Whether a process ignores a signal."""
+    with open(f"/proc/{pid}/status") as file:
+        (ignored,) = (line.split()[1] for line in file if line.startswith("SigIgn:"))
+    return bool(int(ignored, 16) >> (number - 1) & 1)
+
+
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT])
 def test_a_signal_that_is_ignored_when_it_starts_is_ignored(q, durableq, shop, number):
     """`nohup`, and the background of a script."""
     q.put(("slow", True))
-    program = durableq(
-        "work", "q.dq", "jobs:handle", "-j", "1", preexec_fn=lambda: signal.signal(number, signal.SIG_IGN)
-    )
+    program = durableq("work", "q.dq", "jobs:handle", "-j", "1", preexec_fn=lambda: signal.signal(number, signal.SIG_IGN))
     until(lambda: told(shop / "slow"))
+    (worker,) = told(shop / "slow")
+    assert ignores(worker, number), "and so will whatever it starts"
     program.send_signal(number)
     (shop / "slow-go").touch()
     until(lambda: not q.unfinished_tasks)

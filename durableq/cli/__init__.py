@@ -17,7 +17,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from durableq import __version__
 from durableq.cli._command import (
@@ -45,6 +45,9 @@ from durableq.errors import (
     ReservedNameError,
     ShutDown,
 )
+
+if TYPE_CHECKING:
+    from _typeshed import SupportsWrite
 
 __all__ = ["COMMANDS", "EXIT_CODES", "Command", "Failure", "command", "main", "parse", "parser", "subparser"]
 
@@ -153,6 +156,9 @@ class _Formatter(argparse.HelpFormatter):
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise Failure(f"{message}; see `{self.prog} --help`", USAGE)
+
+    def _print_message(self, message: str, file: SupportsWrite[str] | None = None) -> None:
+        (file or sys.stderr).write(message)  # argparse's own passes over a full disk and a closed pipe
 
 
 def _examples(this: Command) -> str:

@@ -119,11 +119,13 @@ class _Putter:
         """Put all of them, waiting for room where there is none. Raises Failure, Stopped and what the queue raises."""
         done = 0
         try:
-            decoded = [_json(item) for item in items] if self._options.json else items
+            decoded, wrong = _decoded(items) if self._options.json else (items, None)
             together = not self._options.delay and sum(map(len, items)) < _LARGE * len(items)
             while done < len(decoded):
                 try:
                     put = self._put_together(decoded[done:] if done else decoded) if together else self._put_one(decoded[done])
+                except DurableQError:  # some are ValueErrors, and say nothing about an item
+                    raise
                 except ValueError as error:  # one never fits, or is no text
                     if not together:
                         raise Failure(f"{error}; the items before it were put") from error
@@ -133,6 +135,8 @@ class _Putter:
                 if done < len(decoded) and (together or not put):
                     self._wait_for_room(decoded[done], done, len(decoded))
                     done += 1
+            if wrong is not None:
+                raise wrong
         except BaseException:
             if done < len(items) and not self._options.items:
                 tell(f"up to {len(items) - done} items that had been read were not put")
@@ -163,12 +167,17 @@ class _Putter:
             self._queue.put(item, delay=self._options.delay)
 
 
-def _json(item: bytes) -> Any:
-    try:
-        return json.loads(item)
-    except ValueError as error:
-        shown = item[:60].decode(errors="replace")
-        raise Failure(f"{shown!r} is no JSON ({error}); leave --json away to put it as it is") from error
+def _decoded(items: list[bytes]) -> tuple[list[Any], Failure | None]:
+    """The objects up to the first that is none, and what is wrong with that."""
+    decoded: list[Any] = []
+    for item in items:
+        try:
+            decoded.append(json.loads(item))
+        except ValueError as error:
+            shown = item[:60].decode(errors="replace")
+            what = f"{shown!r} is no JSON ({error}); the items before it were put; leave --json away to put it as it is"
+            return decoded, Failure(what)
+    return decoded, None
 
 
 COMMAND = Command(

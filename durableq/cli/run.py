@@ -361,7 +361,8 @@ The item is the command's stdin, or stands in place of {} in its arguments. An i
 Otherwise it comes again, later and later, --retries times or as often as the queue's own max_deliveries allows, and then lies
 with the dead letters, with the exit code and the end of stderr beside it (`durableq peek --dead`). Killed, rebooted and started
 again, it goes on where it was: what was running runs again. What a command leaves in the background goes on, unless `run` is
-killed or has had to kill a command: then all goes that its commands have started.
+killed or has had to kill a command: then all goes that its commands have started. It should have its stderr elsewhere
+(2>>FILE): nobody reads what it says there once the command has ended.
 
 It works off what is there, waits for what has failed to come again, and ends; with --follow it never does. Ctrl-C or SIGTERM:
 it starts no more and waits for what runs; the second time it kills that and leaves its items in the queue. --halt soon,fail=N

@@ -117,7 +117,8 @@ comes again at once; after --max-deliveries it is with the dead letters, and wha
 PATH-failures). Killed and started again, it goes on where it was.
 
 SIGTERM and Ctrl-C: no more items are taken, and what runs has --grace to finish; the second time it is given back at once.
-On a terminal it shows what it is doing. TIME is in seconds, or as in 100ms, 10m, 2h; SIZE as in 500M.""",
+A terminal that is closed counts as the first time, unless nohup is there. On a terminal it shows what it is doing. TIME is in
+seconds, or as in 100ms, 10m, 2h; SIZE as in 500M.""",
     (
         ("durableq work jobs.dq shop.jobs:handle -j 4", "four workers that call handle(item) of shop/jobs.py"),
         ("durableq work jobs.dq jobs:resize --results done.dq --until-empty", "work it off, keep what resize() returns"),

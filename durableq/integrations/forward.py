@@ -24,12 +24,13 @@ import random
 import threading
 import time
 from collections import deque
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from durableq import failures
 from durableq._delivery import Delivery
 from durableq._queue import DurableQueue
-from durableq.errors import DecodeError, Empty, ShutDown, StaleDeliveryError
+from durableq.errors import BadURLError, DecodeError, Empty, ShutDown, StaleDeliveryError
 from durableq.failures import Failure
 from durableq.integrations.message import Headers, Message, Part, Shape, UnsendableError
 from durableq.integrations.sinks.base import CONFIRMED, REFUSED, AwayError, Parcel, Sink
@@ -84,12 +85,18 @@ def forward(
 
     While the engine is away it tries again, for as long as it takes, ever more slowly (up to 30 seconds). What the engine
     refuses for good, and what no message can be made of, goes to the dead letters. What it does is told to the logger
-    "durableq.forward". Raises BadURLError, MissingExtraError, ReservedNameError (a header has a name that is durableq's own
-    there), and OSError from the queue's disk; then too, nothing is lost.
+    "durableq.forward". Raises BadURLError (also if a message has no place for a key or headers there), MissingExtraError,
+    ReservedNameError (a header has a name that is durableq's own there), and OSError from the queue's disk; then too, nothing
+    is lost.
     """
     if batch < 1 or in_flight < 1:
         raise ValueError("'batch' and 'in_flight' must be at least 1")
     target = open_sink(sink) if isinstance(sink, str) else sink
+    if target.bare and (key is not None or headers):
+        raise BadURLError(
+            f"{target.name}: an element is the value alone and has no place for a key and headers; "
+            f"add envelope=json to the URL, or leave them away"
+        )
     shape = Shape(value=value, key=key, headers=headers, topic=topic, reserved=target.reserved)
     own = None if isinstance(queue, DurableQueue) else DurableQueue(queue)
     try:
@@ -191,18 +198,26 @@ class _Forwarder:
         except ShutDown:
             self._ended = True
             return held
-        for delivery in deliveries:
-            if self._leased and not _keep(delivery):
-                continue
-            try:
-                self._queue.unseal(delivery)
-                held.append(_Held(delivery, self._shape.message(delivery)))
-            except DecodeError as exc:
-                self._bury(delivery, Failure.undecoded(delivery, str(exc)))
-            except UnsendableError as exc:
-                self._refuse(delivery, str(exc))
+        try:
+            held = [one for delivery in deliveries if (one := self._held(delivery)) is not None]
+        except BaseException:  # of no item: too little memory, or a signal
+            _release(deliveries)
+            raise
         self._resize(held, len(deliveries))
         return held
+
+    def _held(self, delivery: Delivery) -> _Held | None:
+        """An item with its message; None if it is somebody else's by now, or a dead letter."""
+        if self._leased and not _keep(delivery):
+            return None
+        try:
+            self._queue.unseal(delivery)
+            return _Held(delivery, self._shape.message(delivery))
+        except DecodeError as exc:
+            self._bury(delivery, Failure.undecoded(delivery, str(exc)))
+        except UnsendableError as exc:
+            self._refuse(delivery, str(exc))
+        return None
 
     def _resize(self, held: list[_Held], taken: int) -> None:
         """The next parcel is to be twice as large as this one, if there was more, and not above the bound in bytes."""
@@ -287,10 +302,15 @@ class _Forwarder:
         self._sink.close()
         rest = [one for held, parcel in self._under_way for one in self._settle(held, parcel)]
         self._under_way.clear()
-        for one in (*self._unsent, *rest):
-            with contextlib.suppress(StaleDeliveryError):
-                one.delivery.release()
+        _release([one.delivery for one in (*self._unsent, *rest)])
         self._unsent.clear()
+
+
+def _release(deliveries: Iterable[Delivery]) -> None:
+    """Give back what is still ours, uncounted."""
+    for delivery in deliveries:
+        with contextlib.suppress(StaleDeliveryError):
+            delivery.release()
 
 
 def _keep(delivery: Delivery) -> bool:

@@ -77,6 +77,8 @@ class Sink(ABC):
     """Which engine and which place in it, for people: no password."""
     reserved: frozenset[str] = frozenset()
     """Names that an item's header cannot have, since whoever reads the messages finds something else there."""
+    bare = False
+    """Whether a message is its value and nothing else: there is no place for a key and headers."""
 
     @abstractmethod
     def open(self) -> None:

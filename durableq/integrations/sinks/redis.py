@@ -3,6 +3,7 @@
 One connection, on which a parcel's commands go out before the replies to the one before have come in; Redis answers in order,
 and each reply is a verdict. An entry of a stream has the fields `id`, `value`, `key` if there is one, and the headers. An
 element of a list is the value alone, or, with `envelope=json` in the URL, a JSON object of `id`, `value`, `key` and `headers`.
+(Into a value alone a key does not go, nor headers: who asks for them is told so. What travels with the items is left out.)
 
     reply                                               verdict
     an entry's id, a list's length                      confirmed
@@ -50,6 +51,7 @@ class RedisSink(Sink):
         self._where = engine.words["list" if self._list else "stream"]
         self._envelope = engine.words.get("envelope")
         self.reserved = frozenset() if self._list else FIELDS
+        self.bare = self._list and self._envelope is None
         self.name = f"{engine.place} {'list' if self._list else 'stream'} {self._where}"
         if self._envelope is not None and (not self._list or self._envelope != "json"):
             raise BadURLError(f"{self.name}: envelope=json is for lists, and there is no other")
