@@ -220,10 +220,21 @@ def test_forward_can_ship_what_the_standard_queue_handler_put(q, make_redis):
     assert (fields[b"value"], fields[b"level"]) == (b"x", b"INFO")
 
 
-def test_a_name_that_is_no_utf_8_goes_along(logger, q):
+def test_a_name_that_is_no_utf_8_goes_along(path, q, start):
+    """In a process of its own: pytest-xdist cannot carry such a name to who reports the tests."""
+    program = start(
+        """
+        import logging
+        from durableq.integrations.logging import DurableHandler
+        logging.getLogger().addHandler(DurableHandler(path))
+        name = os.fsdecode(b"caf\\xe9")
+        logging.error("cannot open %s", name, extra={"name_of_it": name})
+        """,
+        path,
+    )
+    program.finish()
+    fields = q.get(timeout=PATIENCE)
     name = os.fsdecode(b"caf\xe9")
-    logger().error("cannot open %s", name, extra={"name_of_it": name})
-    fields = q.get()
     assert (fields["message"], fields["name_of_it"]) == (f"cannot open {name}", name)
 
 
