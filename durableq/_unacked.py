@@ -11,8 +11,8 @@ from collections.abc import Callable
 from durableq._leases import Taken
 
 _COUNT_BITS = 16
-_CROWD = 1024
-"""Items that are noted before it is worth a look whether other threads have acked them: those that have none of their own."""
+_CROWD = 2048
+"""Words before it is worth a look whether other threads have acked the oldest items: those that have none of their own."""
 
 
 class Unacked:
@@ -21,7 +21,7 @@ class Unacked:
     def __init__(self, is_lent: Callable[[int, int, int], bool] | None = None) -> None:
         """`is_lent` tells of an item whether an ack of it would still be one; without it, all are kept until dropped."""
         self._is_lent = is_lent
-        self._crowd = _CROWD
+        self._bound = _CROWD
         self._one: tuple[int, int, int] | None = None
         """Older than all in the array: it is only filled when that is empty."""
         self.acking: tuple[int, int, int] | None = None
@@ -31,11 +31,12 @@ class Unacked:
 
     def push(self, position: int, index: int, count: int) -> None:
         """Note an item that was taken."""
-        if self._one is None and not self._words:
+        words = self._words
+        if self._one is None and not words:
             self._one = position, index, count
         else:
-            self._words.extend((position, index << _COUNT_BITS | count))
-            if len(self._words) - self._first > 2 * self._crowd:
+            words.extend((position, index << _COUNT_BITS | count))
+            if len(words) > self._bound:
                 self._shed()
 
     def _shed(self) -> None:
@@ -43,7 +44,7 @@ class Unacked:
         if self._is_lent is not None:
             while (oldest := self.oldest()) is not None and not self._is_lent(*oldest):
                 self.drop()
-        self._crowd = max(_CROWD, len(self._words) - self._first)
+        self._bound = max(_CROWD, 2 * len(self._words))
 
     def oldest(self) -> tuple[int, int, int] | None:
         """The oldest item; None if there is none."""
