@@ -44,6 +44,8 @@ class Unacked:
         if self._is_lent is not None:
             while (oldest := self.oldest()) is not None and not self._is_lent(*oldest):
                 self.drop()
+            del self._words[: self._first]
+            self._first = 0
         self._bound = max(_CROWD, 2 * len(self._words))
 
     def oldest(self) -> tuple[int, int, int] | None:

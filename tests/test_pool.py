@@ -202,7 +202,7 @@ def test_a_result_that_cannot_be_put_is_a_failure_of_the_item(q, pool, results):
     q.put("x")
     running = pool(pool_jobs.not_picklable, max_deliveries=1, results=results.path)
     running.run(until_empty=True)
-    assert "pickle" in running.failures()[0].reason
+    assert "not_picklable.<locals>" in running.failures()[0].reason
     assert results.empty()
 
 
