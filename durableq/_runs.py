@@ -11,11 +11,11 @@ from array import array
 from bisect import bisect_right
 from itertools import accumulate
 
-from durableq._leases import CHUNK_LOG2, END, FIRST, Finder
+from durableq._leases import CHUNK_LOG2, END, FIRST, RETURNED_CODE, Finder, packed
 from durableq._ledger import Ledger
 from durableq._state import LIVE, LIVE_BYTES
 
-_returned_runs: Finder = re.compile(rb"(?:\x7f\xff)+").finditer
+_returned_runs: Finder = re.compile(b"(?:%b)+" % re.escape(packed(RETURNED_CODE))).finditer
 
 
 class RunLedger(Ledger):

@@ -5,6 +5,7 @@ which host, in which process) is in `PATH-failures`: a text file with one JSON o
 
     read(queue)        {id: Failure} for the dead letters that are there now
     reject(queue, delivery, reason, details)     tell the story, then `delivery.reject()`
+    bury(queue, delivery, Failure.undecoded(delivery, ...))   the same with another story
     note(queue, Failure.of(delivery, ...))       tell the story only: of an item whose holder is dead, say
     sweep(queue)       forget the stories of items that are no dead letters any more; `note` does it now and then by itself
 
@@ -38,7 +39,7 @@ from durableq._locks import under_cold_lock
 from durableq._os import create_beside
 from durableq._queue import DurableQueue
 
-__all__ = ["Failure", "latest", "note", "read", "reject", "short", "sweep"]
+__all__ = ["Failure", "bury", "latest", "note", "read", "reject", "short", "sweep"]
 
 LONGEST = 16 << 10
 """Characters of `details` that are kept: the end of them, where tracebacks and programs say what was wrong."""
@@ -94,7 +95,12 @@ class Failure:
 
 def reject(queue: DurableQueue, delivery: Delivery, reason: str, details: str = "") -> None:
     """Put a delivery with the dead letters, with its story. Raises StaleDeliveryError as `Delivery.reject` does."""
-    note(queue, Failure.of(delivery, reason, details))  # first: see the module
+    bury(queue, delivery, Failure.of(delivery, reason, details))
+
+
+def bury(queue: DurableQueue, delivery: Delivery, story: Failure) -> None:
+    """As `reject`, with a story that was made before."""
+    note(queue, story)  # first: see the module
     delivery.reject()
 
 

@@ -128,6 +128,22 @@ def in_python(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
+def cut_short(in_python: None, monkeypatch: pytest.MonkeyPatch) -> Callable[[DurableQueue], None]:
+    """`cut_short(q)`: a get of `q` is interrupted just before it changes an entry of the ledger."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    def cut(q: DurableQueue) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(q._store._ledger, "change", interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                q.get_nowait()
+
+    return cut
+
+
+@pytest.fixture
 def pool(path: Path) -> Callable[..., WorkerPool]:
     """`pool(function, processes, **options)` is a WorkerPool at `path`: by default of one worker, that tries again at once."""
 

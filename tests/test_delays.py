@@ -181,20 +181,12 @@ def test_the_end_of_a_delay_is_no_look_at_all_that_was_given_back(open_queue, mo
     assert len(looks) < 10
 
 
-@pytest.mark.usefixtures("in_python")
-def test_an_interrupt_as_a_delay_ends_does_not_make_it_endless(open_queue, monkeypatch):
+def test_an_interrupt_as_a_delay_ends_does_not_make_it_endless(open_queue, cut_short):
     q = open_queue()
     q.put("x")
     q.reserve().nack(delay=0.01)
     until(q._store.is_due)
-
-    def interrupt(*_):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(q._store._ledger, "change", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        q.get_nowait()
-    monkeypatch.undo()
+    cut_short(q)
     assert q.get(timeout=PATIENCE) == "x"
 
 

@@ -190,20 +190,12 @@ def test_the_end_of_a_lease_is_no_look_at_all_that_was_given_back(open_queue, mo
     assert len(looks) < 10
 
 
-@pytest.mark.usefixtures("in_python")
-def test_an_interrupt_as_a_lease_ends_does_not_leave_the_item_to_its_holder_for_ever(open_queue, monkeypatch):
+def test_an_interrupt_as_a_lease_ends_does_not_leave_the_item_to_its_holder_for_ever(open_queue, cut_short):
     q, holder = open_queue(lease=0.1, max_deliveries=1), open_queue()
     q.put("x")
     holder.get()
     until(q._store.is_due)
-
-    def interrupt(*_):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(q._store._ledger, "change", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        q.get_nowait()
-    monkeypatch.undo()
+    cut_short(q)
     assert q.dead_letters.get(timeout=PATIENCE) == "x"
 
 

@@ -82,8 +82,7 @@ class Loans:
 
     def _bury(self, delivery: Delivery, story: failures.Failure) -> None:
         with self._settling(delivery):
-            failures.note(self._queue, story)  # first, as in `failures.reject`
-            delivery.reject()
+            failures.bury(self._queue, delivery, story)
             self.buried += 1
             tell(f"item {story.id} is a dead letter after delivery {story.deliveries}: {story.reason}")
 

@@ -260,8 +260,7 @@ class _Forwarder:
         self._refused += 1
         log.warning("item %s goes to the dead letters: %s", delivery.id, story.reason)
         try:
-            failures.note(self._queue, story)  # first, as in `failures.reject`
-            delivery.reject()
+            failures.bury(self._queue, delivery, story)
         except StaleDeliveryError:
             log.info("item %s has gone to somebody else meanwhile", delivery.id)
 
